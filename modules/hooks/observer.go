@@ -62,7 +62,7 @@ func (o *observer) trace() *httptrace.ClientTrace {
 }
 
 func (o *observer) getConn(hostPort string) {
-	if o.x.OwnTransport() {
+	if o.x.OwnTransport() || o.looksAgain(hostPort) {
 		return
 	}
 	o.ended(nil)
@@ -70,6 +70,18 @@ func (o *observer) getConn(hostPort string) {
 	defer o.mu.Unlock()
 	o.cur = o.x.Begin(hostPort, dynamicLabel, time.Now())
 	o.dial = new(dialing)
+}
+
+// looksAgain tells that the current attempt is still in search of its
+// connection: HTTP/2 without TLS asks twice.
+func (o *observer) looksAgain(hostPort string) bool {
+	a, d := o.attempt()
+	if a == nil {
+		return false
+	}
+	facts := a.Facts()
+	err, tlsFailed := d.outcome()
+	return facts.Upstream == hostPort && !facts.Conn.Known && facts.Class == "" && err == nil && !tlsFailed
 }
 
 func (o *observer) gotConn(info httptrace.GotConnInfo) {
