@@ -3,6 +3,7 @@
 package integration
 
 import (
+	"errors"
 	"net/http"
 	"strings"
 	"sync"
@@ -10,6 +11,8 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
 	"github.com/caddy-gatehouse/gatehouse/modules/hooks"
 )
@@ -227,4 +230,23 @@ func lastVisit() (string, hooks.Outcome) {
 	script.Lock()
 	defer script.Unlock()
 	return lastTrace, lastOutcome
+}
+
+func init() {
+	caddy.RegisterModule(lateError{})
+	httpcaddyfile.RegisterHandlerDirective("late_error",
+		func(httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) { return lateError{}, nil })
+}
+
+// lateError is a handler that fails when a part of its response is sent.
+type lateError struct{}
+
+func (lateError) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{ID: "http.handlers.late_error", New: func() caddy.Module { return new(lateError) }}
+}
+
+func (lateError) ServeHTTP(w http.ResponseWriter, _ *http.Request, _ caddyhttp.Handler) error {
+	_, _ = w.Write([]byte("a part"))
+	_ = http.NewResponseController(w).Flush()
+	return caddyhttp.Error(http.StatusInternalServerError, errors.New("too late"))
 }

@@ -19,13 +19,14 @@ type mediaRange struct {
 // negotiate returns the index of the offer that the Accept fields prefer, the
 // first one of several that are as good, and the first one of all when none is
 // acceptable: an error in a form that was not asked for is better than none. An
-// offer is one or more media types that name the same form.
+// offer is a media type, followed by others that ask for the same by name.
 func negotiate(accept []string, offers [][]string) int {
 	ranges := parseAccept(accept)
 	best, bestQuality := 0, 0.0
 	for i, types := range offers {
-		for _, t := range types {
-			if q := quality(ranges, t); q > bestQuality {
+		for alias, t := range types {
+			q, exact := quality(ranges, t)
+			if q > bestQuality && (alias == 0 || exact) {
 				best, bestQuality = i, q
 			}
 		}
@@ -33,10 +34,11 @@ func negotiate(accept []string, offers [][]string) int {
 	return best
 }
 
-// quality is the weight of a media type: that of the most specific range it is in.
-func quality(ranges []mediaRange, mediaType string) float64 {
+// quality is the weight of a media type: that of the most specific range it is
+// in. exact tells that the range names the type itself.
+func quality(ranges []mediaRange, mediaType string) (q float64, exact bool) {
 	mainType, subtype, _ := strings.Cut(mediaType, "/")
-	q, specific := 0.0, -1
+	specific := -1
 	for _, r := range ranges {
 		var s int
 		switch {
@@ -53,7 +55,7 @@ func quality(ranges []mediaRange, mediaType string) float64 {
 			q, specific = r.quality, s
 		}
 	}
-	return q
+	return q, specific == 2
 }
 
 // parseAccept reads Accept fields; elements that make no sense are left out.

@@ -26,6 +26,7 @@ type call struct {
 
 	cur  atomic.Pointer[phase.Attempt]
 	dial atomic.Pointer[dialing] // the newest connection that was begun for this call
+	conn *connState              // of the connection in use, if it is one of ours
 
 	// only where Connected hooks may abort
 	guards []phase.ConnectedHook
@@ -110,8 +111,8 @@ func (c *call) guard(hooks []phase.ConnectedHook, out *http.Request) {
 // gotConn runs in the goroutine of RoundTrip, before the request is written.
 func (c *call) gotConn(info httptrace.GotConnInfo) {
 	var conn phase.Conn
-	if s := c.t.stateOf(info.Conn); s != nil {
-		conn = s.use(info)
+	if c.conn = c.t.stateOf(info.Conn); c.conn != nil {
+		conn = c.conn.use(info)
 	} else {
 		conn = observed(info)
 		conn.TLSVersion, conn.ALPN = tlsFacts(info.Conn)
@@ -180,6 +181,9 @@ func (c *call) failed(table *phase.Table, err error) error {
 	a := c.attempt()
 	facts := a.Facts()
 	f := &phase.Failure{Err: err, Class: classify(err, facts, c.dial.Load())}
+	if f.Class == phase.Other && c.conn != nil && c.conn.ended.Load() {
+		f.Class = phase.Reset
+	}
 	if facts.Conn.Known {
 		for _, h := range table.UpstreamFailed {
 			h.UpstreamFailed(c.x, a, f)

@@ -117,6 +117,10 @@ type connState struct {
 	dial     *dialing
 	requests atomic.Int64
 
+	// a read has failed or found the end: what net/http makes of the bytes
+	// before that may look malformed
+	ended atomic.Bool
+
 	tlsOnce          sync.Once
 	tlsVersion, alpn string
 }
@@ -171,6 +175,15 @@ func countedConnOf(c net.Conn) *countedConn {
 			return nil
 		}
 	}
+}
+
+// Read notes the end of the connection.
+func (c *countedConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if err != nil {
+		c.ended.Store(true)
+	}
+	return n, err
 }
 
 // ReadFrom keeps the kernel's copying where the connection has it.

@@ -3,11 +3,15 @@
 package hooks
 
 import (
+	"context"
 	"crypto/tls"
 	"errors"
+	"net/http"
 	"net/http/httptrace"
 	"sync"
 	"time"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
 	"github.com/caddy-gatehouse/gatehouse/internal/phase"
 )
@@ -115,13 +119,23 @@ func (o *observer) ended(err error) {
 		return
 	}
 	facts := a.Facts()
+	if facts.FirstByte > 0 && !fromProxy(err) {
+		return
+	}
 	if err == nil {
-		if facts.FirstByte > 0 {
-			return
-		}
 		err = errUnanswered
 	}
 	a.Failed(classify(err, facts, d), err, time.Now())
+}
+
+// fromProxy tells whether err may be reverse_proxy's about an attempt, rather
+// than some other handler's after the response was there.
+func fromProxy(err error) bool {
+	if errors.Is(err, context.Canceled) {
+		return true
+	}
+	he, ok := errors.AsType[caddyhttp.HandlerError](err)
+	return ok && (he.StatusCode == http.StatusBadGateway || he.StatusCode == http.StatusGatewayTimeout)
 }
 
 // attempt returns the current attempt, nil while it is not the observer's to see.

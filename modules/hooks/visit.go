@@ -126,11 +126,11 @@ func (v *visit) settle(err error) error {
 	}
 
 	v.err = err
-	f := v.failure(err)
-	v.x.SetFailure(f)
 	if v.observer != nil {
 		v.observer.ended(err)
 	}
+	f := v.failure(err)
+	v.x.SetFailure(f)
 	if v.writer.wroteHeader {
 		v.logError("aborting the response: failed after the header was sent", f)
 		panic(http.ErrAbortHandler)
