@@ -19,6 +19,8 @@ type upstream struct {
 	dial string   // for reverse_proxy, with its scheme
 	opts []string // for its transport
 	hits atomic.Int64
+
+	closeConns func() // that are open to it
 }
 
 // serve starts an upstream: h1, h2 (TLS) or h2c.
@@ -30,6 +32,7 @@ func serve(t *testing.T, protocol string, handler http.HandlerFunc) *upstream {
 		handler(w, r)
 	}))
 	t.Cleanup(srv.Close)
+	u.closeConns = srv.CloseClientConnections
 	u.addr = srv.Listener.Addr().String()
 	u.dial = u.addr
 	switch protocol {

@@ -162,7 +162,7 @@ func size(d *caddyfile.Dispenser) (int64, error) {
 	}
 	n, err := humanize.ParseBytes(arg)
 	if err != nil {
-		return 0, d.Errf("parsing %s %q: %v", option, arg, err)
+		return 0, d.Errf("parsing %s %q: must be a size such as 64KiB", option, arg)
 	}
 	if n == 0 || n > 1<<62 {
 		return 0, d.Errf("parsing %s %q: must be greater than zero", option, arg)

@@ -89,14 +89,30 @@ func (c *Credential) checkHMAC() error {
 	if c.File == "" {
 		return errors.New("credential hmac has no secret_file")
 	}
+	if c.MaxBody < 0 {
+		return errors.New("max_body must not be negative")
+	}
+	return errors.Join(c.checkKeyID(), c.checkLabel(), c.checkComponents())
+}
+
+func (c *Credential) checkKeyID() error {
 	if c.KeyID == "" || strings.ContainsFunc(c.KeyID, func(r rune) bool { return r < ' ' || r > '~' || r == '"' || r == '\\' }) {
 		return fmt.Errorf("key_id %q must be visible ASCII without quotes", c.KeyID)
 	}
-	if strings.ContainsFunc(c.Label, func(r rune) bool {
+	return nil
+}
+
+func (c *Credential) checkLabel() error {
+	bad := strings.ContainsFunc(c.Label, func(r rune) bool {
 		return (r < 'a' || r > 'z') && (r < '0' || r > '9') && r != '_' && r != '-'
-	}) || c.Label != "" && (c.Label[0] < 'a' || c.Label[0] > 'z') {
+	})
+	if bad || c.Label != "" && (c.Label[0] < 'a' || c.Label[0] > 'z') {
 		return fmt.Errorf("label %q must be lower-case letters, digits, - and _ and begin with a letter", c.Label)
 	}
+	return nil
+}
+
+func (c *Credential) checkComponents() error {
 	for _, name := range c.Components {
 		if err := checkComponent(name); err != nil {
 			return err
@@ -104,9 +120,6 @@ func (c *Credential) checkHMAC() error {
 		if phase.ConnectionField(name) {
 			return fmt.Errorf("component %q belongs to one connection and can't be signed", name)
 		}
-	}
-	if c.MaxBody < 0 {
-		return errors.New("max_body must not be negative")
 	}
 	return nil
 }
@@ -291,15 +304,19 @@ func (c *Credential) unmarshalHMAC(d *caddyfile.Dispenser) error {
 			return err
 		}
 		var err error
+		check := func() error { return nil }
 		switch d.Val() {
 		case "key_id":
 			c.KeyID, err = argument(d)
+			check = c.checkKeyID
 		case "secret_file":
 			c.File, err = argument(d)
 		case "label":
 			c.Label, err = argument(d)
+			check = c.checkLabel
 		case "components":
 			c.Components, err = arguments(d)
+			check = c.checkComponents
 		case "max_body":
 			c.MaxBody, err = size(d)
 		default:
@@ -307,6 +324,9 @@ func (c *Credential) unmarshalHMAC(d *caddyfile.Dispenser) error {
 		}
 		if err != nil {
 			return err
+		}
+		if err := check(); err != nil {
+			return d.Errf("%v", err)
 		}
 	}
 	return nil

@@ -143,6 +143,9 @@ func (p *Page) unmarshal(d *caddyfile.Dispenser) error {
 	case "origin":
 		p.Origin = values
 	}
+	if err := p.checkSelectors(); err != nil {
+		return d.Errf("%v", err)
+	}
 	once := make(options)
 	for nesting := d.Nesting(); d.NextBlock(nesting); {
 		if d.Val() != "header" {
@@ -154,17 +157,8 @@ func (p *Page) unmarshal(d *caddyfile.Dispenser) error {
 			return err
 		}
 	}
-	// all checks again, as at load, where the line is still known
-	probe := Page{
-		Classes: p.Classes, Statuses: p.Statuses, Origin: p.Origin, Status: p.Status, Header: p.Header, Formats: p.Formats,
-	}
-	if err := probe.check(); err != nil {
+	if err := p.check(); err != nil {
 		return d.Errf("%v", err)
-	}
-	for _, statuses := range [][]string{p.Statuses, p.Origin} {
-		if _, err := parseStatuses(statuses); err != nil {
-			return d.Errf("%v", err)
-		}
 	}
 	return nil
 }

@@ -112,17 +112,16 @@ var formatKinds = map[string]*formatKind{
 const maxTemplate = 1 << 20
 
 // provision checks the page and reads its templates.
-func (p *Page) provision(expose bool) (err error) {
+func (p *Page) provision(expose bool) error {
 	p.expose = expose
+	if err := p.checkSelectors(); err != nil {
+		return err
+	}
 	if err := p.check(); err != nil {
 		return err
 	}
-	if p.statuses, err = parseStatuses(p.Statuses); err != nil {
-		return err
-	}
-	if p.origin, err = parseStatuses(p.Origin); err != nil {
-		return err
-	}
+	p.statuses, _ = parseStatuses(p.Statuses)
+	p.origin, _ = parseStatuses(p.Origin)
 	for _, f := range p.Formats {
 		if err := f.provision(); err != nil {
 			return err
@@ -132,8 +131,8 @@ func (p *Page) provision(expose bool) (err error) {
 	return nil
 }
 
-// check looks at what the page itself says.
-func (p *Page) check() error {
+// checkSelectors looks at what chooses the page.
+func (p *Page) checkSelectors() error {
 	selectors := 0
 	for _, n := range []int{len(p.Classes), len(p.Statuses), len(p.Origin)} {
 		if n > 0 {
@@ -151,6 +150,16 @@ func (p *Page) check() error {
 			return errors.New("a page for class canceled would reach nobody: the client is gone; the class exists in logs and metrics")
 		}
 	}
+	for _, statuses := range [][]string{p.Statuses, p.Origin} {
+		if _, err := parseStatuses(statuses); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// check looks at what the page consists of.
+func (p *Page) check() error {
 	if p.Status != 0 && (p.Status < 200 || p.Status > 599) {
 		return fmt.Errorf("status must be from 200 to 599; got %d", p.Status)
 	}

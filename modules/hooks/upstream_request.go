@@ -232,7 +232,7 @@ func (u *UpstreamRequest) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		case "match":
 			set, err := caddyhttp.ParseCaddyfileNestedMatcherSet(d)
 			if err != nil {
-				return d.Errf("parsing match: %v", err)
+				return err
 			}
 			if len(set) == 0 {
 				return d.ArgErr()
