@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -45,7 +46,7 @@ const patience = 20 * time.Second
 // globals is the head of every configuration of these tests. The admin
 // endpoint is off, logs go to the test, and TLS is Caddy's own.
 const globals = `{
-	admin off
+	%s
 	persist_config off
 	skip_install_trust
 	auto_https disable_redirects
@@ -55,7 +56,7 @@ const globals = `{
 		format json
 		level DEBUG
 	}
-%s
+	%s
 }
 `
 
@@ -100,7 +101,14 @@ func (s *site) tryLoad(config string, options ...string) error {
 }
 
 func (s *site) adapt(config string, options ...string) ([]byte, error) {
-	text := fmt.Sprintf(globals, strings.Join(options, "\n")) + strings.ReplaceAll(config, "{addr}", s.addr)
+	admin := "admin off"
+	for i, option := range options {
+		if strings.HasPrefix(option, "admin ") {
+			admin, options = option, slices.Delete(slices.Clone(options), i, i+1)
+			break
+		}
+	}
+	text := fmt.Sprintf(globals, admin, strings.Join(options, "\n")) + strings.ReplaceAll(config, "{addr}", s.addr)
 	doc, _, err := caddyconfig.GetAdapter("caddyfile").Adapt([]byte(text), map[string]any{"filename": "Caddyfile"})
 	return doc, err
 }
