@@ -235,7 +235,7 @@ func TestNothingIsAppended(t *testing.T) {
 	s.logs.await(t, "error line", 1, message("aborting the response: failed after the header was sent: too late"))
 }
 
-func discard(w http.ResponseWriter, r *http.Request) { _, _ = io.Copy(io.Discard, r.Body) }
+func discard(_ http.ResponseWriter, r *http.Request) { _, _ = io.Copy(io.Discard, r.Body) }
 
 // nameServer is a real DNS server that knows no name.
 func nameServer(t *testing.T) string {

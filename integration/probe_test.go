@@ -138,7 +138,8 @@ func (h *onFailed) fail(f *hooks.Failure) {
 	}
 }
 
-func (h *onFailed) ConnectFailed(_ *hooks.Exchange, _ *hooks.Attempt, f *hooks.Failure)  { h.fail(f) }
+func (h *onFailed) ConnectFailed(_ *hooks.Exchange, _ *hooks.Attempt, f *hooks.Failure) { h.fail(f) }
+
 func (h *onFailed) UpstreamFailed(_ *hooks.Exchange, _ *hooks.Attempt, f *hooks.Failure) { h.fail(f) }
 
 func (h *onBody) RequestBody(_ *hooks.Exchange, chunk []byte, _ bool) ([]byte, error) {
@@ -188,7 +189,7 @@ func (h *allPhases) UpstreamFailed(x *hooks.Exchange, _ *hooks.Attempt, _ *hooks
 	h.note(x, "upstream_failed")
 }
 
-func (h *allPhases) UpstreamResponse(x *hooks.Exchange, _ *hooks.Attempt, res *http.Response) error {
+func (h *allPhases) UpstreamResponse(x *hooks.Exchange, _ *hooks.Attempt, _ *http.Response) error {
 	h.note(x, "upstream_response")
 	return nil
 }

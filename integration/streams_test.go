@@ -235,7 +235,7 @@ func TestInformationalResponses(t *testing.T) {
 		transport hooks
 	}`))
 	var hints []int
-	trace := &httptrace.ClientTrace{Got1xxResponse: func(code int, h textproto.MIMEHeader) error {
+	trace := &httptrace.ClientTrace{Got1xxResponse: func(code int, _ textproto.MIMEHeader) error {
 		hints = append(hints, code)
 		return nil
 	}}

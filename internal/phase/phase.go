@@ -25,7 +25,10 @@
 // Caddy handler does; Log hooks still run.
 package phase
 
-import "net/http"
+import (
+	"net/http"
+	"slices"
+)
 
 // EarlyRequestHook runs first of all, before any Request hook.
 type EarlyRequestHook interface {
@@ -238,5 +241,5 @@ func add[H any](hooks *[]H, hook any) int {
 }
 
 func join[H any](a, b []H) []H {
-	return append(a[:len(a):len(a)], b...)
+	return append(slices.Clip(a), b...)
 }

@@ -9,13 +9,15 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
+
+	"go.uber.org/zap"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
-	"go.uber.org/zap"
 
 	"github.com/caddy-gatehouse/gatehouse/internal/phase"
 )
@@ -171,7 +173,7 @@ func (c *Credential) provision(logger *zap.Logger) error {
 			components = defaultComponents
 		}
 		if c.MaxBody > 0 {
-			components = append(components[:len(components):len(components)], "content-digest")
+			components = append(slices.Clip(components), "content-digest")
 		}
 		c.signer = &signer{label: c.Label, keyID: c.KeyID, algorithm: "hmac-sha256", components: components}
 		if c.signer.label == "" {

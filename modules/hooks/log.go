@@ -6,13 +6,15 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"unicode"
+
+	"go.uber.org/zap"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
-	"go.uber.org/zap"
 
 	"github.com/caddy-gatehouse/gatehouse/internal/phase"
 )
@@ -114,15 +116,9 @@ func (s *SuppressErrorLog) parse() (err error) {
 
 // ErrorLog silences the errors that were named.
 func (s *SuppressErrorLog) ErrorLog(_ *phase.Exchange, f *phase.Failure) bool {
-	for _, c := range s.Classes {
-		if c == f.Class {
-			return s.count(f)
-		}
+	if !slices.Contains(s.Classes, f.Class) && !s.statuses.contain(f.Status) {
+		return false
 	}
-	return s.statuses.contain(f.Status) && s.count(f)
-}
-
-func (s *SuppressErrorLog) count(f *phase.Failure) bool {
 	metrics.suppressed.WithLabelValues(string(f.Class)).Inc()
 	return true
 }

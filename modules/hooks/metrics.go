@@ -6,8 +6,9 @@ import (
 	"fmt"
 	"sync"
 
-	"github.com/caddyserver/caddy/v2"
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/caddyserver/caddy/v2"
 
 	"github.com/caddy-gatehouse/gatehouse/internal/phase"
 	"github.com/caddy-gatehouse/gatehouse/internal/promreg"

@@ -10,6 +10,7 @@ import (
 	"math"
 	"net/http"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -145,10 +146,8 @@ func (p *Page) checkSelectors() error {
 	if err := checkClasses(p.Classes); err != nil {
 		return err
 	}
-	for _, c := range p.Classes {
-		if c == phase.Canceled {
-			return errors.New("a page for class canceled would reach nobody: the client is gone; the class exists in logs and metrics")
-		}
+	if slices.Contains(p.Classes, phase.Canceled) {
+		return errors.New("a page for class canceled would reach nobody: the client is gone; the class exists in logs and metrics")
 	}
 	for _, statuses := range [][]string{p.Statuses, p.Origin} {
 		if _, err := parseStatuses(statuses); err != nil {
@@ -243,17 +242,12 @@ func readLimited(name string, limit int64) ([]byte, error) {
 	if info.Size() > limit {
 		return nil, fmt.Errorf("has %d bytes; at most %d are read", info.Size(), limit)
 	}
-	return os.ReadFile(name)
+	return os.ReadFile(name) //nolint:gosec // the operator names the file
 }
 
 // matches tells whether the page answers f.
 func (p *Page) matches(f *phase.Failure) bool {
-	for _, c := range p.Classes {
-		if c == f.Class {
-			return true
-		}
-	}
-	return p.statuses.contain(f.Status)
+	return slices.Contains(p.Classes, f.Class) || p.statuses.contain(f.Status)
 }
 
 // bodyFields describe the body that a page replaces (RFC 9110, section 8).
@@ -367,10 +361,8 @@ func escapeJSON(s string) string {
 // answersClass tells whether errors of class c are sure to get one of the pages.
 func answersClass(pages []*Page, c phase.Class) bool {
 	for _, p := range pages {
-		for _, own := range p.Classes {
-			if own == c {
-				return true
-			}
+		if slices.Contains(p.Classes, c) {
+			return true
 		}
 	}
 	return c != phase.Canceled && answersStatuses(pages, statusRange{400, 599})

@@ -23,7 +23,7 @@ func newRefusal(err error, status int) *refusal {
 	return &refusal{handlerError(err, status)}
 }
 
-func (*refusal) Is(target error) bool { return target == context.Canceled } //nolint:errorlint // Is compares identities
+func (*refusal) Is(target error) bool { return target == context.Canceled }
 
 func (r *refusal) Unwrap() error { return r.HandlerError }
 

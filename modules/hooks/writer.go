@@ -145,7 +145,6 @@ func (w *responseWriter) FlushError() error {
 	if w.held {
 		return nil
 	}
-	//nolint:bodyclose // there is no response
 	return http.NewResponseController(w.ResponseWriter).Flush()
 }
 
