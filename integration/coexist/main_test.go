@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/caddy-gatehouse/gatehouse/internal/caddybin"
+)
+
+// binary is this package, built once.
+var binary string
+
+func TestMain(m *testing.M) {
+	dir, err := os.MkdirTemp("", "coexist")
+	if err != nil {
+		panic(err)
+	}
+	binary = caddybin.Name(dir)
+	code := 1
+	if out, err := exec.Command("go", "build", "-o", binary, ".").CombinedOutput(); err != nil {
+		fmt.Printf("building coexist: %v\n%s", err, out)
+	} else {
+		code = m.Run()
+	}
+	os.RemoveAll(dir)
+	os.Exit(code)
+}
+
+func TestModules(t *testing.T) {
+	var ids []string
+	for _, m := range caddybin.Modules(t, binary) {
+		ids = append(ids, m.ID)
+	}
+	for _, want := range []string{
+		"http.handlers.hooks",
+		"http.hooks.connection",
+		"http.hooks.on_error",
+		"http.reverse_proxy.transport.hooks",
+		"cache",
+		"http.handlers.cache",
+		"http.handlers.rate_limit",
+	} {
+		if !slices.Contains(ids, want) {
+			t.Errorf("module %s is missing; got %v", want, ids)
+		}
+	}
+}
+
+// TestServe sends requests through a cache, a rate limit, the hooks and their transport to an upstream. The cache
+// stands outside the rate limit, so a hit does not count.
+func TestServe(t *testing.T) {
+	site, origin := caddybin.FreeAddr(t), caddybin.FreeAddr(t)
+	caddybin.Serve(t, binary, fmt.Sprintf(`{
+	admin off
+	persist_config off
+	default_bind 127.0.0.1
+	cache {
+		ttl 1m
+	}
+}
+
+http://%[1]s {
+	rate_limit {
+		zone all {
+			key all
+			events 2
+			window 1h
+		}
+	}
+	cache
+	hooks
+	reverse_proxy %[2]s {
+		transport hooks
+	}
+}
+
+http://%[2]s {
+	header Cache-Control max-age=60
+	respond "from the origin"
+}
+`, site, origin), site, origin)
+
+	for i, tt := range []struct {
+		path   string
+		status int
+		cache  string // in Cache-Status
+	}{
+		{"/one", http.StatusOK, "stored"},
+		{"/one", http.StatusOK, "hit"},
+		{"/two", http.StatusOK, "stored"},
+		{"/three", http.StatusTooManyRequests, ""},
+	} {
+		resp, body := caddybin.Get(t, "http://"+site+tt.path)
+		cache := resp.Header.Get("Cache-Status")
+		if resp.StatusCode != tt.status || !strings.Contains(cache, tt.cache) {
+			t.Errorf("request %d: status %d and Cache-Status %q, want %d and %q", i, resp.StatusCode, cache, tt.status, tt.cache)
+		}
+		if tt.status == http.StatusOK && body != "from the origin" {
+			t.Errorf("request %d: body %q, want %q", i, body, "from the origin")
+		}
+	}
+}
