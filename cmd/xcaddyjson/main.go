@@ -58,11 +58,11 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	}
 	cmd := m.command(filepath.Dir(*file), *output)
 	if !*execute {
-		fmt.Fprintln(stdout, cmd)
+		_, _ = fmt.Fprintln(stdout, cmd)
 		return nil
 	}
 
-	fmt.Fprintln(stderr, cmd)
+	_, _ = fmt.Fprintln(stderr, cmd)
 	prefix, err := findXcaddy(filepath.Dir(*file))
 	if err != nil {
 		return err
