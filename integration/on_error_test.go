@@ -160,13 +160,16 @@ func TestSummaryInServerLog(t *testing.T) {
 }
 
 func TestOriginPages(t *testing.T) {
-	size := 10
+	size, sizes := 10, []int{0, 10, 300_000, 10}
 	u := serve(t, "h1", func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "text/secret")
 		w.Header().Set("Etag", `"x"`)
 		w.Header().Set("X-Kept", "yes")
 		if strings.HasPrefix(r.URL.Path, "/bad") {
 			w.WriteHeader(http.StatusServiceUnavailable)
+		}
+		for r.URL.Path == "/bad-endless" && r.Context().Err() == nil {
+			_, _ = io.WriteString(w, strings.Repeat("s", 1000))
 		}
 		_, _ = io.WriteString(w, strings.Repeat("s", size))
 	})
@@ -190,8 +193,10 @@ func TestOriginPages(t *testing.T) {
 					transport %s
 				}
 			}`, u.addr, transport))
-			for _, size = range []int{0, 10, 300_000} {
-				res, body := s.get("/bad")
+			for _, path := range []string{"/bad", "/bad", "/bad", "/bad-endless"} {
+				size = sizes[0]
+				sizes = append(sizes[1:], sizes[0])
+				res, body := s.get(path)
 				if res.StatusCode != 503 || !strings.Contains(body, `"status":503`) || strings.Contains(body, "sss") ||
 					res.Header.Get("Content-Type") != "application/problem+json" || res.Header.Get("Etag") != "" || res.Header.Get("X-Kept") != "yes" {
 					t.Errorf("%d bytes: got %d %q %v", size, res.StatusCode, body, res.Header)
@@ -205,6 +210,7 @@ func TestOriginPages(t *testing.T) {
 				t.Errorf("an answer that is not the origin's was replaced: %d %q", res.StatusCode, body)
 			}
 			// a small answer was read to its end, so its connection is kept
+			size = 50_000
 			s.get("/bad-small")
 			s.get("/bad-small")
 			if a := s.access("/bad-small", 2).attempts(); !a[0].flag("reused") {
@@ -264,5 +270,31 @@ func TestLogFields(t *testing.T) {
 	s.get("/x")
 	if got := s.access("/x", 1).text("upstream_address"); got != u.addr+" /x" {
 		t.Errorf("upstream_address = %q", got)
+	}
+}
+
+// What a page has answered is logged all the same.
+func TestAnsweredErrorsAreLogged(t *testing.T) {
+	s := start(t, fmt.Sprintf(`http://{addr} {
+		hooks {
+			on_error {
+				page status 4xx 5xx {
+					text
+				}
+			}
+			request_summary {http.request.uri}
+		}
+		error /missing "gone" 404
+		reverse_proxy %s
+	}`, freeAddr(t)))
+	s.get("/x")
+	e := s.logs.await(t, "error line", 1, message("connect: connection refused [/x]"))
+	if e.text("logger") != "http.handlers.hooks" || e.text("level") != "error" || e.text("class") != "refused" ||
+		e.number("status") != 502 || e.text("err_id") == "" || e.object("request").text("uri") != "/x" {
+		t.Errorf("line = %v", e)
+	}
+	s.get("/missing")
+	if e := s.logs.await(t, "error line", 1, message("gone [/missing]")); e.text("level") != "debug" {
+		t.Errorf("line = %v", e)
 	}
 }

@@ -75,7 +75,11 @@ http://%[1]s {
 		}
 	}
 	cache
-	hooks
+	hooks {
+		upstream_request {
+			header_up X-Seen "by the hooks"
+		}
+	}
 	reverse_proxy %[2]s {
 		transport hooks
 	}
@@ -83,7 +87,7 @@ http://%[1]s {
 
 http://%[2]s {
 	header Cache-Control max-age=60
-	respond "from the origin"
+	respond "seen {header.X-Seen}"
 }
 `, site, origin), site, origin)
 
@@ -102,8 +106,8 @@ http://%[2]s {
 		if resp.StatusCode != tt.status || !strings.Contains(cache, tt.cache) {
 			t.Errorf("request %d: status %d and Cache-Status %q, want %d and %q", i, resp.StatusCode, cache, tt.status, tt.cache)
 		}
-		if tt.status == http.StatusOK && body != "from the origin" {
-			t.Errorf("request %d: body %q, want %q", i, body, "from the origin")
+		if tt.status == http.StatusOK && body != "seen by the hooks" {
+			t.Errorf("request %d: body %q, want %q", i, body, "seen by the hooks")
 		}
 	}
 }

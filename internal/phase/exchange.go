@@ -6,7 +6,6 @@ import (
 	"context"
 	"net"
 	"net/http"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -66,9 +65,16 @@ type exchangeKey struct{}
 // NewExchange starts an exchange for a request with the context ctx. The
 // transport runs the upstream phases of table.
 func NewExchange(ctx context.Context, table *Table, now time.Time) *Exchange {
-	x := &Exchange{Context: ctx, upstream: table, start: now}
-	x.attempts = x.firstSlot[:0]
+	x := new(Exchange)
+	x.Begins(ctx, table, now)
 	return x
+}
+
+// Begins makes a zero Exchange what [NewExchange] returns, for one that is part
+// of something larger.
+func (x *Exchange) Begins(ctx context.Context, table *Table, now time.Time) {
+	x.Context, x.upstream, x.start = ctx, table, now
+	x.attempts = x.firstSlot[:0]
 }
 
 // FromContext returns the exchange of the request that ctx belongs to, nil if
@@ -124,10 +130,13 @@ func (x *Exchange) Get(key any) any {
 }
 
 // Attempts returns the attempts so far, oldest first.
-func (x *Exchange) Attempts() []*Attempt {
+func (x *Exchange) Attempts() []*Attempt { return x.AppendAttempts(nil) }
+
+// AppendAttempts appends the attempts so far to list, oldest first.
+func (x *Exchange) AppendAttempts(list []*Attempt) []*Attempt {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	return slices.Clone(x.attempts)
+	return append(list, x.attempts...)
 }
 
 // Last returns the newest attempt, nil if there was none.

@@ -34,6 +34,7 @@ type call struct {
 	cancel context.CancelCauseFunc
 
 	refusal error
+	body    watchedBody // of the response
 }
 
 type callKey struct{}
@@ -67,6 +68,9 @@ func newCall(ctx context.Context, t *Transport, x *phase.Exchange, a *phase.Atte
 			firstByte()
 		}
 		c.attempt().FirstByte(time.Now())
+	}
+	if t.TLS == nil {
+		return c
 	}
 	tlsStart, tlsDone := c.trace.TLSHandshakeStart, c.trace.TLSHandshakeDone
 	c.trace.TLSHandshakeStart = func() {

@@ -79,7 +79,8 @@ func (c *Connection) Cleanup() error {
 func (c *Connection) Log(x *phase.Exchange, _ *http.Request) {
 	x.LogAttempts()
 	now := time.Now()
-	for _, a := range x.Attempts() {
+	var room [4]*phase.Attempt
+	for _, a := range x.AppendAttempts(room[:0]) {
 		f := a.Facts()
 		duration := f.Ended
 		if duration == 0 {

@@ -84,6 +84,9 @@ type Handler struct {
 	origin []originPager
 	phases handlerPhases
 
+	observes bool // a transport behind may be one that does not run phases
+	logs     bool // the server has an access log
+
 	// the transport's phases when this handler is inside another one
 	nested atomic.Pointer[nesting]
 }
@@ -125,6 +128,8 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if err := checkAnswers(mods); err != nil {
 		return err
 	}
+	srv, _ := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
+	h.observes, h.logs = srv == nil || foreignTransport(srv), srv == nil || srv.Logs != nil
 	t := &h.table
 	h.phases = handlerPhases{
 		any:      true,

@@ -3,6 +3,10 @@
 package hooks
 
 import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
 	"net/http"
 	"net/http/httptest"
 	"testing"
@@ -56,5 +60,46 @@ func TestExchangeIsBounded(t *testing.T) {
 	attempts := x.Attempts()
 	if len(attempts) != 32 || attempts[0].Facts().Number != 1 || attempts[31].Facts().Number != 100 || x.Last() != attempts[31] {
 		t.Errorf("%d attempts, the last is number %d", len(attempts), attempts[len(attempts)-1].Facts().Number)
+	}
+}
+
+// A request that was aborted before it was sent can't be sent anymore.
+func TestAbortedRequestIsUnsendable(t *testing.T) {
+	x := phase.NewExchange(t.Context(), &phase.Table{}, time.Now())
+	c := newCall(t.Context(), new(Transport), x, x.Begin("a:1", dynamicLabel, time.Now()))
+	out := httptest.NewRequest(http.MethodGet, "http://a:1/path", nil).WithContext(c)
+	c.guard(nil, out)
+	c.abort(errStaleConn)
+	var sent bytes.Buffer
+	if err := out.Write(&sent); err == nil || sent.Len() > 0 {
+		t.Errorf("%q was sent (%v)", &sent, err)
+	}
+	if !errors.Is(context.Cause(c), errStaleConn) {
+		t.Errorf("cause = %v", context.Cause(c))
+	}
+}
+
+// The server's configuration tells whether attempts must be observed from outside.
+func TestForeignTransport(t *testing.T) {
+	for name, tt := range map[string]struct {
+		routes string
+		want   bool
+	}{
+		"nothing":         {`[]`, false},
+		"own":             {`[{"handle":[{"handler":"reverse_proxy","transport":{"protocol":"hooks"}}]}]`, false},
+		"default":         {`[{"handle":[{"handler":"reverse_proxy"}]}]`, true},
+		"stock":           {`[{"handle":[{"handler":"reverse_proxy","transport":{"protocol":"http"}}]}]`, true},
+		"fastcgi":         {`[{"handle":[{"handler":"reverse_proxy","transport":{"protocol":"fastcgi"}}]}]`, false},
+		"nested":          {`[{"handle":[{"handler":"subroute","routes":[{"handle":[{"handler":"reverse_proxy"}]}]}]}]`, true},
+		"behind a name":   {`[{"handle":[{"handler":"invoke","name":"x"}]}]`, true},
+		"own and default": {`[{"handle":[{"handler":"reverse_proxy","transport":{"protocol":"hooks"}},{"handler":"reverse_proxy"}]}]`, true},
+	} {
+		var srv caddyhttp.Server
+		if err := json.Unmarshal([]byte(tt.routes), &srv.Routes); err != nil {
+			t.Fatal(err)
+		}
+		if got := foreignTransport(&srv); got != tt.want {
+			t.Errorf("%s: %v, want %v", name, got, tt.want)
+		}
 	}
 }

@@ -125,7 +125,8 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		}
 	}
 	if res.StatusCode != http.StatusSwitchingProtocols && res.Body != http.NoBody {
-		res.Body = &watchedBody{ReadCloser: res.Body, call: c, table: table}
+		c.body = watchedBody{ReadCloser: res.Body, call: c, table: table}
+		res.Body = &c.body
 	}
 	return res, nil
 }

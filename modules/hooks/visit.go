@@ -28,6 +28,7 @@ type visit struct {
 	r *http.Request
 	w http.ResponseWriter // what the handlers behind get
 
+	exchange phase.Exchange // x, unless it is an outer handler's
 	writer   responseWriter
 	observer *observer
 
@@ -44,9 +45,14 @@ func (h *Handler) enter(w http.ResponseWriter, r *http.Request) *visit {
 		v.x, v.r, v.nested = x, r, true
 		v.outer = x.SwapUpstream(h.join(x.Upstream()))
 	} else {
-		v.x = phase.NewExchange(r.Context(), &h.table, time.Now())
-		v.observer = &observer{x: v.x}
-		v.r = r.WithContext(httptrace.WithClientTrace(v.x, v.observer.trace()))
+		v.x = &v.exchange
+		v.x.Begins(r.Context(), &h.table, time.Now())
+		ctx := context.Context(v.x)
+		if h.observes {
+			v.observer = &observer{x: v.x}
+			ctx = httptrace.WithClientTrace(ctx, v.observer.trace())
+		}
+		v.r = r.WithContext(ctx)
 		v.x.SetRequest(v.r)
 		if repl, ok := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok {
 			repl.Map(placeholders(v.x))
@@ -253,7 +259,7 @@ func (v *visit) leave() {
 	for _, h := range v.h.table.Log {
 		h.Log(v.x, v.r)
 	}
-	if v.x.Failure() != nil || v.x.LogsAttempts() {
+	if v.h.logs && (v.x.Failure() != nil || v.x.LogsAttempts()) {
 		if extra, ok := v.r.Context().Value(caddyhttp.ExtraLogFieldsCtxKey).(*caddyhttp.ExtraLogFields); ok {
 			extra.Set(zap.Object("hooks", record{v.x}))
 		}
