@@ -6,8 +6,11 @@ import (
 	"bufio"
 	"bytes"
 	"errors"
+	"flag"
 	"fmt"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"runtime"
 	"strconv"
 	"strings"
@@ -23,9 +26,22 @@ import (
 
 const bodySize = 1 << 10
 
+// realUpstream makes the upstream a server of net/http instead, as a service
+// behind a proxy would be.
+var realUpstream = flag.Bool("real-upstream", false, "use an upstream of net/http instead of a bare one")
+
 // listenUpstream answers every request with the same response.
 func listenUpstream(tb testing.TB) string {
 	tb.Helper()
+	if *realUpstream {
+		body := []byte(strings.Repeat("x", bodySize))
+		srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "text/plain")
+			_, _ = w.Write(body)
+		}))
+		tb.Cleanup(srv.Close)
+		return srv.Listener.Addr().String()
+	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		tb.Fatal(err)

@@ -168,8 +168,11 @@ func TestOriginPages(t *testing.T) {
 		if strings.HasPrefix(r.URL.Path, "/bad") {
 			w.WriteHeader(http.StatusServiceUnavailable)
 		}
-		for r.URL.Path == "/bad-endless" && r.Context().Err() == nil {
-			_, _ = io.WriteString(w, strings.Repeat("s", 1000))
+		if r.URL.Path == "/bad-endless" {
+			for r.Context().Err() == nil {
+				_, _ = io.WriteString(w, strings.Repeat("s", 1000))
+			}
+			return
 		}
 		_, _ = io.WriteString(w, strings.Repeat("s", size))
 	})

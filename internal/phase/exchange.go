@@ -24,10 +24,10 @@ type Exchange struct {
 	start        time.Time
 	request      *http.Request
 	ownTransport atomic.Int32
+	upstream     atomic.Pointer[Table]
 
 	mu          sync.Mutex
 	logAttempts bool
-	upstream    *Table
 	attempts    []*Attempt
 	last        *Attempt
 	count       int
@@ -73,7 +73,8 @@ func NewExchange(ctx context.Context, table *Table, now time.Time) *Exchange {
 // Begins makes a zero Exchange what [NewExchange] returns, for one that is part
 // of something larger.
 func (x *Exchange) Begins(ctx context.Context, table *Table, now time.Time) {
-	x.Context, x.upstream, x.start = ctx, table, now
+	x.Context, x.start = ctx, now
+	x.upstream.Store(table)
 	x.attempts = x.firstSlot[:0]
 }
 
@@ -96,20 +97,10 @@ func (x *Exchange) Value(key any) any {
 func (x *Exchange) Start() time.Time { return x.start }
 
 // Upstream is the table whose upstream phases the transport runs.
-func (x *Exchange) Upstream() *Table {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	return x.upstream
-}
+func (x *Exchange) Upstream() *Table { return x.upstream.Load() }
 
 // SwapUpstream sets the table of the upstream phases and returns the one before.
-func (x *Exchange) SwapUpstream(t *Table) *Table {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	before := x.upstream
-	x.upstream = t
-	return before
-}
+func (x *Exchange) SwapUpstream(t *Table) *Table { return x.upstream.Swap(t) }
 
 // Set keeps a value for the rest of the request. The key should be a type of
 // the hook's own package, as for [context.WithValue].

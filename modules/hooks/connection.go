@@ -5,7 +5,6 @@ package hooks
 import (
 	"errors"
 	"net/http"
-	"time"
 
 	"go.uber.org/zap"
 
@@ -78,7 +77,7 @@ func (c *Connection) Cleanup() error {
 // Log reports the attempts of a request.
 func (c *Connection) Log(x *phase.Exchange, _ *http.Request) {
 	x.LogAttempts()
-	now := time.Now()
+	now := x.Start().Add(x.Outcome().Duration)
 	var room [4]*phase.Attempt
 	for _, a := range x.AppendAttempts(room[:0]) {
 		f := a.Facts()
