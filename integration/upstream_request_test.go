@@ -314,3 +314,30 @@ func TestHealthChecksPassWithoutHooks(t *testing.T) {
 		t.Errorf("status = %d", res.StatusCode)
 	}
 }
+
+// What a client smuggles into a placeholder is the client's failure, not the upstream's.
+func TestHeaderInjection(t *testing.T) {
+	got := new(seen)
+	u := serve(t, "h1", got.handler)
+	s := start(t, fmt.Sprintf(`http://{addr} {
+		log
+		hooks {
+			upstream_request {
+				header_up X-Query {http.request.uri.query.q}
+			}
+		}
+		reverse_proxy %s {
+			fail_duration 1m
+			transport hooks
+		}
+	}`, u.addr))
+	if res, _ := s.get("/x?q=a%0d%0aX-Evil:%20yes"); res.StatusCode != 400 {
+		t.Errorf("status = %d, want 400", res.StatusCode)
+	}
+	if e := s.access("/x?q=a%0d%0aX-Evil:%20yes", 1); e.errorClass() != "refused_by_hook" {
+		t.Errorf("class = %q", e.errorClass())
+	}
+	if res, _ := s.get("/x?q=fine"); res.StatusCode != 200 || got.header.Get("X-Query") != "fine" {
+		t.Errorf("status = %d: the upstream was blamed", res.StatusCode)
+	}
+}

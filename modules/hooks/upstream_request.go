@@ -8,6 +8,8 @@ import (
 	"net/http"
 	"strings"
 
+	"golang.org/x/net/http/httpguts"
+
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
@@ -103,6 +105,9 @@ func (u *UpstreamRequest) UpstreamRequest(x *phase.Exchange, a *phase.Attempt, r
 	}
 	if u.Headers != nil {
 		u.Headers.ApplyToRequest(r)
+		if err := checkValues(r); err != nil {
+			return err
+		}
 	}
 	for _, signs := range []bool{false, true} {
 		for _, c := range u.Credentials {
@@ -115,6 +120,30 @@ func (u *UpstreamRequest) UpstreamRequest(x *phase.Exchange, a *phase.Attempt, r
 		}
 	}
 	return nil
+}
+
+// checkValues refuses the request when a placeholder has put something into a
+// header field that may not stand there, a line break out of a query say. The
+// transport would fail on it, and reverse_proxy would blame the upstream.
+func checkValues(r *http.Request) error {
+	for name, values := range r.Header {
+		for _, v := range values {
+			if !httpguts.ValidHeaderFieldValue(v) {
+				return badValue(name)
+			}
+		}
+	}
+	if !httpguts.ValidHostHeader(r.Host) {
+		return badValue("Host")
+	}
+	return nil
+}
+
+func badValue(name string) error {
+	return caddyhttp.HandlerError{
+		StatusCode: http.StatusBadRequest,
+		Err:        fmt.Errorf("the header field %s of the upstream request would hold what is not allowed there", name),
+	}
 }
 
 // checkHeaderOps refuses operations on fields that are not the operator's.
