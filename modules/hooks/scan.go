@@ -4,6 +4,7 @@ package hooks
 
 import (
 	"encoding/json"
+	"slices"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 )
@@ -26,11 +27,7 @@ func foreignTransport(srv *caddyhttp.Server) bool {
 func foreignIn(doc any) bool {
 	switch v := doc.(type) {
 	case []any:
-		for _, element := range v {
-			if foreignIn(element) {
-				return true
-			}
-		}
+		return slices.ContainsFunc(v, foreignIn)
 	case map[string]any:
 		switch v["handler"] {
 		case "invoke":
