@@ -3,15 +3,13 @@
 package hooks
 
 import (
-	"strconv"
-
-	"github.com/dustin/go-humanize"
-
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+	"github.com/caddy-gatehouse/gatehouse/internal/option"
 )
 
 func init() {
@@ -48,7 +46,7 @@ func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	if d.NextArg() {
 		return d.ArgErr()
 	}
-	once := make(options)
+	once := make(option.Set)
 	var mods []any
 	var suppress *caddyfile.Dispenser
 	for d.NextBlock(0) {
@@ -59,7 +57,7 @@ func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		}
 		switch name {
 		case "connection", "on_error", "request_summary", "suppress_error_log":
-			if err := once.first(d); err != nil {
+			if err := once.First(d); err != nil {
 				return err
 			}
 		}
@@ -78,97 +76,6 @@ func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		return suppress.Errf("%v", err)
 	}
 	return nil
-}
-
-// options remembers which options of a block were seen.
-type options map[string]bool
-
-// first reports an error if the option that d is at was there before.
-func (o options) first(d *caddyfile.Dispenser) error {
-	if o[d.Val()] {
-		return d.Errf("%s already specified", d.Val())
-	}
-	o[d.Val()] = true
-	return nil
-}
-
-// unrecognized is the error for an unknown word in the block of an option.
-func unrecognized(d *caddyfile.Dispenser, block string) error {
-	return d.Errf("unrecognized %s option %q", block, d.Val())
-}
-
-// argument returns the one argument of the option that d is at.
-func argument(d *caddyfile.Dispenser) (string, error) {
-	var arg string
-	if !d.AllArgs(&arg) {
-		return "", d.ArgErr()
-	}
-	return arg, nil
-}
-
-// arguments returns one or more arguments of the option that d is at.
-func arguments(d *caddyfile.Dispenser) ([]string, error) {
-	args := d.RemainingArgs()
-	if len(args) == 0 {
-		return nil, d.ArgErr()
-	}
-	return args, nil
-}
-
-// flag makes sure that the option that d is at has no argument.
-func flag(d *caddyfile.Dispenser) error {
-	if d.NextArg() {
-		return d.ArgErr()
-	}
-	return nil
-}
-
-// number reads a whole number in a range.
-func number(d *caddyfile.Dispenser, lowest, highest int) (int, error) {
-	option := d.Val()
-	arg, err := argument(d)
-	if err != nil {
-		return 0, err
-	}
-	n, err := strconv.Atoi(arg)
-	if err != nil || n < lowest || n > highest {
-		return 0, d.Errf("parsing %s %q: must be a whole number from %d to %d", option, arg, lowest, highest)
-	}
-	return n, nil
-}
-
-// duration reads a duration greater than zero.
-func duration(d *caddyfile.Dispenser) (caddy.Duration, error) {
-	option := d.Val()
-	arg, err := argument(d)
-	if err != nil {
-		return 0, err
-	}
-	dur, err := caddy.ParseDuration(arg)
-	if err != nil {
-		return 0, d.Errf("parsing %s %q: %v", option, arg, err)
-	}
-	if dur <= 0 {
-		return 0, d.Errf("parsing %s %q: must be greater than zero", option, arg)
-	}
-	return caddy.Duration(dur), nil
-}
-
-// size reads a size in bytes greater than zero.
-func size(d *caddyfile.Dispenser) (int64, error) {
-	option := d.Val()
-	arg, err := argument(d)
-	if err != nil {
-		return 0, err
-	}
-	n, err := humanize.ParseBytes(arg)
-	if err != nil {
-		return 0, d.Errf("parsing %s %q: must be a size such as 64KiB", option, arg)
-	}
-	if n == 0 || n > 1<<62 {
-		return 0, d.Errf("parsing %s %q: must be greater than zero", option, arg)
-	}
-	return int64(n), nil
 }
 
 // Interface guards

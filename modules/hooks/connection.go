@@ -11,6 +11,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 
+	"github.com/caddy-gatehouse/gatehouse/internal/option"
 	"github.com/caddy-gatehouse/gatehouse/internal/phase"
 )
 
@@ -115,20 +116,20 @@ func (c *Connection) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	if d.NextArg() {
 		return d.ArgErr()
 	}
-	once := make(options)
+	once := make(option.Set)
 	for d.NextBlock(0) {
 		switch d.Val() {
 		case "max_upstreams":
-			if err := once.first(d); err != nil {
+			if err := once.First(d); err != nil {
 				return err
 			}
-			n, err := number(d, 1, 1<<20)
+			n, err := option.Number(d, 1, 1<<20)
 			if err != nil {
 				return err
 			}
 			c.MaxUpstreams = n
 		default:
-			return unrecognized(d, "connection")
+			return option.Unrecognized(d, "connection")
 		}
 	}
 	return nil

@@ -19,6 +19,7 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
+	"github.com/caddy-gatehouse/gatehouse/internal/option"
 	"github.com/caddy-gatehouse/gatehouse/internal/phase"
 )
 
@@ -300,29 +301,29 @@ func (c *Credential) unmarshalHMAC(d *caddyfile.Dispenser) error {
 	if d.NextArg() {
 		return d.ArgErr()
 	}
-	once := make(options)
+	once := make(option.Set)
 	for nesting := d.Nesting(); d.NextBlock(nesting); {
-		if err := once.first(d); err != nil {
+		if err := once.First(d); err != nil {
 			return err
 		}
 		var err error
 		check := func() error { return nil }
 		switch d.Val() {
 		case "key_id":
-			c.KeyID, err = argument(d)
+			c.KeyID, err = option.Argument(d)
 			check = c.checkKeyID
 		case "secret_file":
-			c.File, err = argument(d)
+			c.File, err = option.Argument(d)
 		case "label":
-			c.Label, err = argument(d)
+			c.Label, err = option.Argument(d)
 			check = c.checkLabel
 		case "components":
-			c.Components, err = arguments(d)
+			c.Components, err = option.Arguments(d)
 			check = c.checkComponents
 		case "max_body":
-			c.MaxBody, err = size(d)
+			c.MaxBody, err = option.Size(d)
 		default:
-			return unrecognized(d, "credential hmac")
+			return option.Unrecognized(d, "credential hmac")
 		}
 		if err != nil {
 			return err

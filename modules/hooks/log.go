@@ -16,6 +16,7 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
+	"github.com/caddy-gatehouse/gatehouse/internal/option"
 	"github.com/caddy-gatehouse/gatehouse/internal/phase"
 )
 
@@ -65,7 +66,7 @@ func (s *RequestSummary) Summary(_ *phase.Exchange, r *http.Request) string {
 //	request_summary <text>
 func (s *RequestSummary) UnmarshalCaddyfile(d *caddyfile.Dispenser) (err error) {
 	d.Next()
-	s.Text, err = argument(d)
+	s.Text, err = option.Argument(d)
 	return err
 }
 

@@ -10,6 +10,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 
+	"github.com/caddy-gatehouse/gatehouse/internal/option"
 	"github.com/caddy-gatehouse/gatehouse/internal/phase"
 )
 
@@ -95,14 +96,14 @@ func (o *OnError) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	if d.NextArg() {
 		return d.ArgErr()
 	}
-	once := make(options)
+	once := make(option.Set)
 	for d.NextBlock(0) {
 		switch d.Val() {
 		case "expose_details":
-			if err := once.first(d); err != nil {
+			if err := once.First(d); err != nil {
 				return err
 			}
-			if err := flag(d); err != nil {
+			if err := option.Flag(d); err != nil {
 				return err
 			}
 			o.ExposeDetails = true
@@ -113,7 +114,7 @@ func (o *OnError) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 			}
 			o.Pages = append(o.Pages, p)
 		default:
-			return unrecognized(d, "on_error")
+			return option.Unrecognized(d, "on_error")
 		}
 	}
 	return nil
@@ -129,7 +130,7 @@ func (p *Page) unmarshal(d *caddyfile.Dispenser) error {
 		return d.Errf("unrecognized page selector %q: must be class, status or origin", d.Val())
 	}
 	selector := d.Val()
-	values, err := arguments(d)
+	values, err := option.Arguments(d)
 	if err != nil {
 		return err
 	}
@@ -146,10 +147,10 @@ func (p *Page) unmarshal(d *caddyfile.Dispenser) error {
 	if err := p.checkSelectors(); err != nil {
 		return d.Errf("%v", err)
 	}
-	once := make(options)
+	once := make(option.Set)
 	for nesting := d.Nesting(); d.NextBlock(nesting); {
 		if d.Val() != "header" {
-			if err := once.first(d); err != nil {
+			if err := once.First(d); err != nil {
 				return err
 			}
 		}
@@ -166,10 +167,10 @@ func (p *Page) unmarshal(d *caddyfile.Dispenser) error {
 func (p *Page) unmarshalOption(d *caddyfile.Dispenser) (err error) {
 	switch d.Val() {
 	case "status":
-		p.Status, err = number(d, 200, 599)
+		p.Status, err = option.Number(d, 200, 599)
 		return err
 	case "retry_after":
-		p.RetryAfter, err = duration(d)
+		p.RetryAfter, err = option.Duration(d)
 		return err
 	case "header":
 		var name, value string
@@ -187,14 +188,14 @@ func (p *Page) unmarshalOption(d *caddyfile.Dispenser) (err error) {
 	case "html", "json", "problem_json", "text":
 		return p.unmarshalFormat(d)
 	}
-	return unrecognized(d, "page")
+	return option.Unrecognized(d, "page")
 }
 
 func (p *Page) unmarshalFormat(d *caddyfile.Dispenser) error {
 	f := &Format{Type: d.Val()}
 	if d.NextArg() {
 		source := d.Val()
-		text, err := argument(d)
+		text, err := option.Argument(d)
 		if err != nil {
 			return err
 		}

@@ -15,6 +15,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/headers"
 
+	"github.com/caddy-gatehouse/gatehouse/internal/option"
 	"github.com/caddy-gatehouse/gatehouse/internal/phase"
 )
 
@@ -247,15 +248,15 @@ func (u *UpstreamRequest) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	if d.NextArg() {
 		return d.ArgErr()
 	}
-	once := make(options)
+	once := make(option.Set)
 	for d.NextBlock(0) {
 		switch d.Val() {
 		case "upstreams":
-			if err := once.first(d); err != nil {
+			if err := once.First(d); err != nil {
 				return err
 			}
 			var err error
-			if u.Upstreams, err = arguments(d); err != nil {
+			if u.Upstreams, err = option.Arguments(d); err != nil {
 				return err
 			}
 		case "match":
@@ -278,7 +279,7 @@ func (u *UpstreamRequest) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 			}
 			u.Credentials = append(u.Credentials, c)
 		default:
-			return unrecognized(d, "upstream_request")
+			return option.Unrecognized(d, "upstream_request")
 		}
 		if len(u.Credentials) > 1 {
 			if err := u.check(); err != nil {
@@ -293,7 +294,7 @@ func (u *UpstreamRequest) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 }
 
 func (u *UpstreamRequest) unmarshalHeader(d *caddyfile.Dispenser) error {
-	args, err := arguments(d)
+	args, err := option.Arguments(d)
 	if err != nil {
 		return err
 	}
