@@ -17,6 +17,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
 	"github.com/caddy-gatehouse/gatehouse/internal/option"
+	"github.com/caddy-gatehouse/gatehouse/internal/outcome"
 	"github.com/caddy-gatehouse/gatehouse/internal/phase"
 )
 
@@ -85,7 +86,7 @@ type SuppressErrorLog struct {
 	// (`502-504`).
 	Statuses []string `json:"statuses,omitempty"`
 
-	statuses statusRanges
+	statuses outcome.Statuses
 }
 
 // CaddyModule returns the Caddy module information.
@@ -108,16 +109,16 @@ func (s *SuppressErrorLog) parse() (err error) {
 	if len(s.Classes)+len(s.Statuses) == 0 {
 		return errors.New("suppress_error_log names no class and no status")
 	}
-	if err := checkClasses(s.Classes); err != nil {
+	if err := outcome.CheckClasses(s.Classes); err != nil {
 		return err
 	}
-	s.statuses, err = parseStatuses(s.Statuses)
+	s.statuses, err = outcome.ParseStatuses(s.Statuses)
 	return err
 }
 
 // ErrorLog silences the errors that were named.
 func (s *SuppressErrorLog) ErrorLog(_ *phase.Exchange, f *phase.Failure) bool {
-	if !slices.Contains(s.Classes, f.Class) && !s.statuses.contain(f.Status) {
+	if !slices.Contains(s.Classes, f.Class) && !s.statuses.Contain(f.Status) {
 		return false
 	}
 	metrics.suppressed.WithLabelValues(string(f.Class)).Inc()
@@ -137,7 +138,7 @@ func (s *SuppressErrorLog) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 			s.Classes = append(s.Classes, c)
 			continue
 		}
-		if _, err := parseStatuses([]string{d.Val()}); err != nil {
+		if _, err := outcome.ParseStatuses([]string{d.Val()}); err != nil {
 			return d.Errf("suppress_error_log %q is neither a class nor a status", d.Val())
 		}
 		s.Statuses = append(s.Statuses, d.Val())

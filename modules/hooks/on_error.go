@@ -66,7 +66,7 @@ func (o *OnError) Fail(x *phase.Exchange, w http.ResponseWriter, r *http.Request
 // originPage returns the page that replaces an answer of the origin, if any.
 func (o *OnError) originPage(x *phase.Exchange, status int) *Page {
 	for _, p := range o.Pages {
-		if !p.origin.contain(status) {
+		if !p.origin.Contain(status) {
 			continue
 		}
 		// what another handler answers is not the origin's

@@ -19,6 +19,7 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 
+	"github.com/caddy-gatehouse/gatehouse/internal/outcome"
 	"github.com/caddy-gatehouse/gatehouse/internal/phase"
 )
 
@@ -51,7 +52,7 @@ type Page struct {
 	// first form is the default. Without any the answer has no body.
 	Formats []*Format `json:"formats,omitempty"`
 
-	statuses, origin statusRanges
+	statuses, origin outcome.Statuses
 	offers           [][]string
 	expose           bool
 }
@@ -121,8 +122,8 @@ func (p *Page) provision(expose bool) error {
 	if err := p.check(); err != nil {
 		return err
 	}
-	p.statuses, _ = parseStatuses(p.Statuses)
-	p.origin, _ = parseStatuses(p.Origin)
+	p.statuses, _ = outcome.ParseStatuses(p.Statuses)
+	p.origin, _ = outcome.ParseStatuses(p.Origin)
 	for _, f := range p.Formats {
 		if err := f.provision(); err != nil {
 			return err
@@ -143,14 +144,14 @@ func (p *Page) checkSelectors() error {
 	if selectors != 1 {
 		return errors.New("a page needs one of classes, statuses and origin")
 	}
-	if err := checkClasses(p.Classes); err != nil {
+	if err := outcome.CheckClasses(p.Classes); err != nil {
 		return err
 	}
 	if slices.Contains(p.Classes, phase.Canceled) {
 		return errors.New("a page for class canceled would reach nobody: the client is gone; the class exists in logs and metrics")
 	}
 	for _, statuses := range [][]string{p.Statuses, p.Origin} {
-		if _, err := parseStatuses(statuses); err != nil {
+		if _, err := outcome.ParseStatuses(statuses); err != nil {
 			return err
 		}
 	}
@@ -247,7 +248,7 @@ func readLimited(name string, limit int64) ([]byte, error) {
 
 // matches tells whether the page answers f.
 func (p *Page) matches(f *phase.Failure) bool {
-	return slices.Contains(p.Classes, f.Class) || p.statuses.contain(f.Status)
+	return slices.Contains(p.Classes, f.Class) || p.statuses.Contain(f.Status)
 }
 
 // bodyFields describe the body that a page replaces (RFC 9110, section 8).
@@ -365,21 +366,21 @@ func answersClass(pages []*Page, c phase.Class) bool {
 			return true
 		}
 	}
-	return c != phase.Canceled && answersStatuses(pages, statusRange{400, 599})
+	return c != phase.Canceled && answersStatuses(pages, outcome.StatusRange{First: 400, Last: 599})
 }
 
 // answersStatuses tells whether errors of all statuses of r are sure to get one.
-func answersStatuses(pages []*Page, r statusRange) bool {
-	var ranges statusRanges
+func answersStatuses(pages []*Page, r outcome.StatusRange) bool {
+	var ranges outcome.Statuses
 	for _, p := range pages {
-		own, err := parseStatuses(p.Statuses)
+		own, err := outcome.ParseStatuses(p.Statuses)
 		if err != nil {
 			return false
 		}
 		ranges = append(ranges, own...)
 	}
-	for status := r.first; status <= r.last; status++ {
-		if !ranges.contain(status) {
+	for status := r.First; status <= r.Last; status++ {
+		if !ranges.Contain(status) {
 			return false
 		}
 	}
