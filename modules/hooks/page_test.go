@@ -5,6 +5,7 @@ package hooks
 import (
 	"testing"
 
+	"github.com/caddy-gatehouse/gatehouse/internal/outcome"
 	"github.com/caddy-gatehouse/gatehouse/internal/phase"
 )
 
@@ -43,7 +44,9 @@ func TestAnswers(t *testing.T) {
 			t.Errorf("answersClass(%s) = %v", c, got)
 		}
 	}
-	for r, want := range map[statusRange]bool{{500, 599}: true, {499, 500}: false, {404, 404}: false} {
+	for r, want := range map[outcome.StatusRange]bool{
+		{First: 500, Last: 599}: true, {First: 499, Last: 500}: false, {First: 404, Last: 404}: false,
+	} {
 		if got := answersStatuses(pages, r); got != want {
 			t.Errorf("answersStatuses(%v) = %v", r, got)
 		}
