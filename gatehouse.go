@@ -12,4 +12,5 @@ import (
 	// the set
 	_ "github.com/caddy-gatehouse/gatehouse/caddyfile"
 	_ "github.com/caddy-gatehouse/gatehouse/modules/hooks"
+	_ "github.com/caddy-gatehouse/gatehouse/modules/ratelimit"
 )

@@ -5,7 +5,9 @@
 package option
 
 import (
+	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/dustin/go-humanize"
 
@@ -58,31 +60,45 @@ func Flag(d *caddyfile.Dispenser) error {
 
 // Number reads a whole number in a range.
 func Number(d *caddyfile.Dispenser, lowest, highest int) (int, error) {
-	option := d.Val()
-	arg, err := Argument(d)
+	n, err := NextNumber(d, d.Val(), lowest, highest)
 	if err != nil {
 		return 0, err
 	}
-	n, err := strconv.Atoi(arg)
+	return n, Flag(d)
+}
+
+// NextNumber reads the next argument of an option as a whole number in a range.
+func NextNumber(d *caddyfile.Dispenser, option string, lowest, highest int) (int, error) {
+	if !d.NextArg() {
+		return 0, d.ArgErr()
+	}
+	n, err := strconv.Atoi(d.Val())
 	if err != nil || n < lowest || n > highest {
-		return 0, d.Errf("parsing %s %q: must be a whole number from %d to %d", option, arg, lowest, highest)
+		return 0, d.Errf("parsing %s %q: must be a whole number from %d to %d", option, d.Val(), lowest, highest)
 	}
 	return n, nil
 }
 
 // Duration reads a duration greater than zero.
 func Duration(d *caddyfile.Dispenser) (caddy.Duration, error) {
-	option := d.Val()
-	arg, err := Argument(d)
+	dur, err := NextDuration(d, d.Val())
 	if err != nil {
 		return 0, err
 	}
-	dur, err := caddy.ParseDuration(arg)
+	return dur, Flag(d)
+}
+
+// NextDuration reads the next argument of an option as a duration greater than zero.
+func NextDuration(d *caddyfile.Dispenser, option string) (caddy.Duration, error) {
+	if !d.NextArg() {
+		return 0, d.ArgErr()
+	}
+	dur, err := caddy.ParseDuration(d.Val())
 	if err != nil {
-		return 0, d.Errf("parsing %s %q: %v", option, arg, err)
+		return 0, d.Errf("parsing %s %q: %v", option, d.Val(), err)
 	}
 	if dur <= 0 {
-		return 0, d.Errf("parsing %s %q: must be greater than zero", option, arg)
+		return 0, d.Errf("parsing %s %q: must be greater than zero", option, d.Val())
 	}
 	return caddy.Duration(dur), nil
 }
@@ -102,4 +118,34 @@ func Size(d *caddyfile.Dispenser) (int64, error) {
 		return 0, d.Errf("parsing %s %q: must be greater than zero", option, arg)
 	}
 	return int64(n), nil
+}
+
+// Word reads one of some words.
+func Word(d *caddyfile.Dispenser, words ...string) (string, error) {
+	option := d.Val()
+	arg, err := Argument(d)
+	if err != nil {
+		return "", err
+	}
+	if !slices.Contains(words, arg) {
+		return "", d.Errf("parsing %s %q: must be %s", option, arg, Choice(words))
+	}
+	return arg, nil
+}
+
+// Choice lists words: "a, b or c".
+func Choice(words []string) string {
+	last := len(words) - 1
+	if last < 1 {
+		return strings.Join(words, "")
+	}
+	return strings.Join(words[:last], ", ") + " or " + words[last]
+}
+
+// Here returns a dispenser that stays at the token that d is at, for errors
+// that are found later.
+func Here(d *caddyfile.Dispenser) *caddyfile.Dispenser {
+	here := caddyfile.NewDispenser([]caddyfile.Token{d.Token()})
+	here.Next()
+	return here
 }

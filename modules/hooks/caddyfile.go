@@ -62,7 +62,7 @@ func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 			}
 		}
 		if name == "suppress_error_log" {
-			suppress = caddyfile.NewDispenser([]caddyfile.Token{d.Token()})
+			suppress = option.Here(d)
 		}
 		hook, err := caddyfile.UnmarshalModule(d, id)
 		if err != nil {
@@ -72,7 +72,6 @@ func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		h.HooksRaw = append(h.HooksRaw, caddyconfig.JSONModuleObject(hook, "hook", name, nil))
 	}
 	if err := checkAnswers(mods); err != nil {
-		suppress.Next()
 		return suppress.Errf("%v", err)
 	}
 	return nil

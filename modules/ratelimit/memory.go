@@ -143,7 +143,7 @@ func (m *memoryCounters) take(a *Ask, now int64) Verdict {
 		s.now = max(s.now, now)
 		f := &found[i]
 		*f = l.look(s, &a.Keys[i], a.Cost)
-		v.add(l.limit, f, i)
+		v.add(l.limit, f, i, a.Cost)
 	}
 	n := flight{}
 	for i, l := range m.levels {
@@ -229,15 +229,18 @@ func (f *finding) punish(l Limit, s *shard) {
 	f.penalized = until - s.now
 }
 
-// add lets a level into the verdict.
-func (v *Verdict) add(l Limit, f *finding, level int) {
-	limit, used := l.Capacity(), f.used+int(f.flight.reserved)
+// add lets a level into the verdict on a request of that cost.
+func (v *Verdict) add(l Limit, f *finding, level, cost int) {
+	limit, used, reset := l.Capacity(), f.used+int(f.flight.reserved), f.reset
 	if l.Events == 0 {
-		limit, used = l.Inflight, int(f.flight.inflight)
+		limit, used, cost = l.Inflight, int(f.flight.inflight), 1
+	}
+	refused := f.reason != NoReason
+	if !refused && cost > 0 {
+		used, reset = used+cost, f.after
 	}
 	remaining := max(limit-used, 0)
 	wait := time.Duration(f.wait) * time.Microsecond
-	refused := f.reason != NoReason
 	switch {
 	case level > 0 && refused && !v.Allowed && wait <= v.Wait:
 		return
@@ -246,7 +249,7 @@ func (v *Verdict) add(l Limit, f *finding, level int) {
 	}
 	v.Allowed, v.Reason, v.Level = !refused, f.reason, level
 	v.Limit, v.Remaining = limit, remaining
-	v.Wait, v.Reset = wait, time.Duration(f.reset)*time.Microsecond
+	v.Wait, v.Reset = wait, time.Duration(reset)*time.Microsecond
 }
 
 // Done implements [Counters].
@@ -355,7 +358,15 @@ func (m *memoryCounters) Top(level int) []Heavy {
 	return list
 }
 
+// Report implements [Reporter].
+func (m *memoryCounters) Report() Report {
+	return Report{Saturated: slices.ContainsFunc(m.levels, func(l *memoryLevel) bool { return l.saturated.Load() })}
+}
+
 // Close implements [Counters].
 func (*memoryCounters) Close() error { return nil }
 
-var _ Counters = (*memoryCounters)(nil)
+var (
+	_ Counters = (*memoryCounters)(nil)
+	_ Reporter = (*memoryCounters)(nil)
+)

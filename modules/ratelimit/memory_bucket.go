@@ -99,6 +99,7 @@ func (b *buckets) tokens(full, now int64) float64 {
 func (b *buckets) measure(r *spot, tokens float64, n int) {
 	r.used = b.used(tokens)
 	r.reset = int64(math.Ceil((float64(b.capacity) - tokens) * b.interval))
+	r.after = int64(math.Ceil((float64(b.capacity) - tokens + float64(n)) * b.interval))
 	lack := float64(n) - tokens
 	switch {
 	case lack <= 0:

@@ -33,6 +33,7 @@ type spot struct {
 	used  int
 	wait  int64 // microseconds until n events are allowed; 0: they are
 	reset int64 // microseconds until the whole capacity is there again
+	after int64 // the same, if the events happen now
 
 	blocked int64 // until when the key is blocked; 0: it is not
 	since   int64 // when the block began
@@ -92,13 +93,14 @@ func (s *sliding[T]) check(hash uint64, now int64, n int, saturated bool) spot {
 	if r.used+n > s.limit {
 		r.wait = s.table.wait(e, n, s.limit, now)
 	}
-	r.reset = s.table.reset(e, now)
+	r.reset, r.after = s.table.reset(e, now), s.table.grid.forgotten(quantum)-now
 	return r
 }
 
 // sketched is the spot of a key that only the sketch knows.
 func (s *sliding[T]) sketched(hash uint64, now int64, n int, t *tally, saturated bool) spot {
 	r := spot{hash: hash, place: -1, used: int(min(t.total, uint64(s.limit)))}
+	r.after = s.sketch.reset(now)
 	if t.total > 0 {
 		r.reset = s.sketch.wait(t, s.limit, s.limit, now)
 	}

@@ -99,7 +99,7 @@ func TestFreshBurst(t *testing.T) {
 		m := testCounters(t, 1<<20, false, l)
 		now := int64(start + r.Int64N(1e12))
 		for i := range l.Capacity() {
-			if v := m.take(ask(7, 1), now+int64(i)); !v.Allowed || v.Remaining != l.Capacity()-i {
+			if v := m.take(ask(7, 1), now+int64(i)); !v.Allowed || v.Remaining != l.Capacity()-i-1 {
 				t.Fatalf("%+v: event %d: %+v", l, i, v)
 			}
 		}
@@ -189,7 +189,7 @@ func TestLevels(t *testing.T) {
 		allowed bool
 		level   int
 		left    int
-	}{{1, true, 0, 2}, {1, true, 0, 1}, {1, false, 0, 0}, {2, true, 1, 1}, {2, false, 1, 0}, {3, false, 1, 0}} {
+	}{{1, true, 0, 1}, {1, true, 0, 0}, {1, false, 0, 0}, {2, true, 1, 0}, {2, false, 1, 0}, {3, false, 1, 0}} {
 		v := take(want.key)
 		if v.Allowed != want.allowed || v.Level != want.level || v.Remaining != want.left {
 			t.Errorf("%d: %+v, want %+v", i, v, want)

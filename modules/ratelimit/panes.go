@@ -184,6 +184,12 @@ func (p *panes[T]) wait(t *tally, n, limit int, now int64) int64 {
 	return p.grid.forgotten(p.grid.at(now)) - now
 }
 
+// reset says how long it takes, in microseconds, until what is counted now is
+// forgotten.
+func (p *panes[T]) reset(now int64) int64 {
+	return (p.pane+p.count)*p.quanta*p.grid.quantum - now
+}
+
 // deadlines is a count-min sketch of times: what it says of a key is never
 // earlier than the latest that it was told. It is not safe for concurrent use.
 type deadlines struct {

@@ -63,6 +63,16 @@ type Counters interface {
 	Close() error
 }
 
+// Reporter is implemented by counters that have more to tell of themselves.
+type Reporter interface{ Report() Report }
+
+// Report is how counters are.
+type Report struct {
+	Saturated bool   // too many keys for the memory
+	Away      bool   // the store does not answer
+	Failures  uint64 // decisions that could not be made
+}
+
 // maxLevels bounds the keys of a zone.
 const maxLevels = 4
 
@@ -86,10 +96,9 @@ type Ask struct {
 // ticket is what a store remembers of an allowed request until Done.
 type ticket struct {
 	overflow [maxLevels]bool // memory: counted in the sketch of requests in flight
-	member   string          // redis: name of the lease
+	lease    *redisLease     // redis: what is held there
 	local    bool            // redis: decided by the node's own counters
 	mirrored bool            // redis: counted by them, too
-	at       int64           // redis: quantum of the reservation
 }
 
 // Reason says why a request was refused.
@@ -116,6 +125,7 @@ type Verdict struct {
 	Level   int // that refused; else the one with the least remaining
 
 	// Of that level, for the rate if there is one, else for requests in flight.
+	// An allowed request is counted among what is not remaining.
 	Limit, Remaining int
 
 	Wait  time.Duration // until the same request may pass; 0 if that is unknown

@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ratelimit
+
+import (
+	"context"
+	"time"
+)
+
+// polling is how often a request looks whether one that ended on another level
+// or another server has made room for it.
+const polling = 50 * time.Millisecond
+
+// decide asks the counters, and waits where the zone lets requests wait. The
+// error is that of a context that ended meanwhile.
+func (z *Zone) decide(ctx context.Context, a *Ask) (v Verdict, waited time.Duration, err error) {
+	s := z.state
+	waits := z.Mode == modeEnforce && z.waits()
+	if waits && s.line.occupied(a.Keys[0].Hash) {
+		return z.wait(ctx, a, nil)
+	}
+	v = s.take(ctx, a)
+	if v.Allowed || !waits || z.patience(v.Reason) == 0 {
+		return v, 0, nil
+	}
+	return z.wait(ctx, a, &v)
+}
+
+// waits tells whether requests may wait.
+func (z *Zone) waits() bool { return z.Delay > 0 || z.Queue != nil }
+
+// take is a decision of the counters. Without one, the request is refused.
+func (s *state) take(ctx context.Context, a *Ask) Verdict {
+	v, err := s.counters.Take(ctx, a)
+	if err != nil {
+		s.lines.storeFailed(err)
+		return Verdict{Reason: StoreFailed}
+	}
+	return v
+}
+
+// patience is how long a request that was refused for a reason may wait.
+func (z *Zone) patience(r Reason) time.Duration {
+	switch {
+	case r == OverRate:
+		return time.Duration(z.Delay)
+	case r == OverInflight && z.Queue != nil:
+		return time.Duration(z.Queue.MaxWait)
+	}
+	return 0
+}
+
+// wait holds a request that was refused, or that comes behind one that waits.
+func (z *Zone) wait(ctx context.Context, a *Ask, refused *Verdict) (v Verdict, waited time.Duration, err error) {
+	s := z.state
+	arrived := time.Now()
+	if refused != nil && refused.Wait > z.patience(refused.Reason) {
+		return *refused, 0, nil
+	}
+	w := s.line.join(a.Keys[0].Hash, z.room(refused))
+	if w == nil {
+		return z.behind(ctx, a, refused), 0, nil
+	}
+	defer func() {
+		s.line.leave(w)
+		waited = time.Since(arrived)
+		s.line.wait.Observe(waited.Seconds())
+	}()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		pause := max(time.Duration(z.Delay), z.patience(OverInflight))
+		if s.line.first(w) {
+			if refused == nil {
+				v = s.take(ctx, a)
+				refused = &v
+			}
+			v, refused = *refused, nil
+			patience := z.patience(v.Reason)
+			if v.Allowed || v.Wait > patience-time.Since(arrived) {
+				return v, 0, nil
+			}
+			pause = patience
+			if v.Reason == OverRate {
+				pause = time.Since(arrived) + v.Wait
+			} else if s.polls {
+				pause = min(pause, time.Since(arrived)+polling)
+			}
+		}
+		if pause -= time.Since(arrived); pause <= 0 {
+			return z.behind(ctx, a, nil), 0, nil
+		}
+		timer.Reset(pause)
+		select {
+		case <-ctx.Done():
+			return v, 0, ctx.Err()
+		case <-w.look:
+		case <-timer.C:
+		}
+	}
+}
+
+// room is how many requests of a key may wait.
+func (z *Zone) room(refused *Verdict) int {
+	if z.Queue != nil && (z.Delay == 0 || refused != nil && refused.Reason == OverInflight) {
+		return z.Queue.Size
+	}
+	return 0
+}
+
+// behind is the verdict on a request that did not get its turn.
+func (z *Zone) behind(ctx context.Context, a *Ask, refused *Verdict) Verdict {
+	if refused != nil {
+		return *refused
+	}
+	v := Verdict{Reason: OverInflight}
+	if z.Delay > 0 {
+		v.Reason = OverRate
+	}
+	if st, err := z.state.counters.Inspect(ctx, 0, a.Keys[0]); err == nil {
+		v.Limit, v.Remaining, v.Reset = st.Limit, max(st.Limit-st.Used-st.Reserved, 0), st.Reset
+		if v.Reason == OverRate {
+			v.Wait = max(st.Reset, time.Second) // others are before it
+		}
+	}
+	return v
+}
