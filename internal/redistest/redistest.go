@@ -113,7 +113,7 @@ func Cluster(t testing.TB) []*Server {
 	}
 	nodes[0].CLI(append(create, "--cluster-yes")...)
 	for _, s := range nodes {
-		s.Until("the cluster is formed", func() bool { return strings.Contains(s.CLI("cluster", "info"), "cluster_state:ok") })
+		s.Until("the cluster is formed", func() bool { return s.Says("cluster_state:ok", "cluster", "info") })
 	}
 	return nodes
 }
@@ -179,6 +179,12 @@ func (s *Server) CLI(args ...string) string {
 		s.t.Fatalf("redis-cli %v: %v\n%s", args, err, out)
 	}
 	return out
+}
+
+// Says tells whether redis-cli succeeds and prints a text.
+func (s *Server) Says(text string, args ...string) bool {
+	out, err := s.try(args...)
+	return err == nil && strings.Contains(out, text)
 }
 
 // Authenticate makes CLI use a password.
