@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"runtime"
+	"slices"
 	"strings"
 
 	"github.com/caddyserver/caddy/v2"
@@ -222,9 +223,13 @@ func (z *Zone) readsUser() bool {
 func (z *Zone) unmarshal(d *caddyfile.Dispenser) error {
 	once := make(option.Set)
 	var prefixes KeyLevel
+	var prefix *caddyfile.Dispenser // where one of them is
 	for nesting := d.Nesting(); d.NextBlock(nesting); {
 		switch d.Val() {
 		case "key", "match", "count_when":
+		case "ipv4_prefix", "ipv6_prefix":
+			prefix = option.Here(d)
+			fallthrough
 		default:
 			if err := once.First(d); err != nil {
 				return err
@@ -233,6 +238,9 @@ func (z *Zone) unmarshal(d *caddyfile.Dispenser) error {
 		if err := z.unmarshalOption(d, &prefixes); err != nil {
 			return err
 		}
+	}
+	if prefix != nil && !slices.ContainsFunc(z.Keys, func(k *KeyLevel) bool { return k.Client }) {
+		return prefix.Errf("%s is for `key client`", prefix.Val())
 	}
 	for _, k := range z.Keys {
 		if k.Client && k.IPv4Prefix == 0 {
@@ -269,8 +277,10 @@ func (z *Zone) unmarshalOption(d *caddyfile.Dispenser, prefixes *KeyLevel) (err 
 		z.MaxWaiting, err = option.Number(d, 1, maxNumber)
 	case "cost":
 		if z.Cost, err = option.Argument(d); err == nil {
-			err = z.parseCost()
-			err = wrap(d, err)
+			err = wrap(d, z.parseCost())
+		}
+		if err == nil && z.Cost == "" {
+			err = d.Err("parsing cost \"\": must not be empty")
 		}
 	case "count_when":
 		return z.unmarshalCountWhen(d)
@@ -300,12 +310,13 @@ func wrap(d *caddyfile.Dispenser, err error) error {
 }
 
 func (z *Zone) unmarshalMatch(d *caddyfile.Dispenser) error {
+	here := option.Here(d)
 	set, err := caddyhttp.ParseCaddyfileNestedMatcherSet(d)
 	if err != nil {
 		return err
 	}
 	if len(set) == 0 {
-		return d.ArgErr()
+		return here.ArgErr()
 	}
 	z.MatcherSetsRaw = append(z.MatcherSetsRaw, set)
 	return nil

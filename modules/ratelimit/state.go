@@ -102,8 +102,8 @@ type load struct {
 
 	handlers int // guarded by loadsMu
 	mu       sync.Mutex
-	zones    map[string]string // fingerprints by name
-	routes   map[string]int    // handlers by server
+	zones    map[string]place // by name
+	routes   map[string]int   // handlers by server
 }
 
 var (
@@ -118,7 +118,7 @@ func enterLoad(ctx caddy.Context) *load {
 	reg := ctx.GetMetricsRegistry()
 	l := loads[reg]
 	if l == nil {
-		l = &load{registry: reg, zones: make(map[string]string), routes: make(map[string]int)}
+		l = &load{registry: reg, zones: make(map[string]place), routes: make(map[string]int)}
 		loads[reg] = l
 	}
 	l.handlers++
@@ -146,12 +146,12 @@ func (l *load) route(srv *caddyhttp.Server) string {
 }
 
 // agree refuses zones of the same name with different settings.
-func (l *load) agree(z *Zone) error {
+func (l *load) agree(z *Zone, route string) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	own := z.fingerprint()
-	if other, ok := l.zones[z.Name]; ok && other != own {
-		return fmt.Errorf("zone %q: it is there twice with different settings", z.Name)
+	own := place{z.fingerprint(), route}
+	if other, ok := l.zones[z.Name]; ok && other.fingerprint != own.fingerprint {
+		return fmt.Errorf("zone %q: it is there twice with different settings, in the ratelimit handlers %s and %s", z.Name, other.at, route)
 	}
 	l.zones[z.Name] = own
 	return nil

@@ -157,7 +157,7 @@ func (z *Zone) provision(ctx caddy.Context, l *load, route string) error {
 	if err := z.check(); err != nil {
 		return fmt.Errorf("zone %q: %w", z.Name, err)
 	}
-	if err := l.agree(z); err != nil {
+	if err := l.agree(z, route); err != nil {
 		return err
 	}
 	if len(z.MatcherSetsRaw) > 0 {
