@@ -15,6 +15,7 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	_ "github.com/caddyserver/caddy/v2/modules/standard"
+	_ "github.com/mholt/caddy-ratelimit"
 
 	_ "github.com/caddy-gatehouse/gatehouse"
 )
@@ -64,19 +65,23 @@ const globals = `{
 }
 `
 
-// variant is one way to put a reverse_proxy in front of the upstream.
+// variant is one way to put a reverse_proxy in front of the upstream, or to
+// answer without one.
 type variant struct {
 	name      string
 	handlers  string // in front of reverse_proxy
 	transport string
+	answer    string // instead of reverse_proxy
+
+	status int  // of the responses; default: 200
+	keys   bool // each request has a random X-Key, one of a million
 }
 
 // site is a variant that is served.
 type site struct {
 	variant
-	addr  string
-	idle  chan *client
-	bytes []byte // of the request
+	addr string
+	idle chan *client
 }
 
 // serve runs Caddy with a site for each variant, all of them at once, until
@@ -91,16 +96,11 @@ func serve(tb testing.TB, variants []variant) []*site {
 	for _, v := range variants {
 		s := newSite(v, freeAddr(tb))
 		_, port, _ := net.SplitHostPort(s.addr)
-		fmt.Fprintf(&text, `http://:%s {
-	bind 127.0.0.1
-	%s
-	reverse_proxy %s {
-		transport %s {
-			keepalive_idle_conns_per_host 64
+		answer := v.answer
+		if answer == "" {
+			answer = fmt.Sprintf("reverse_proxy %s {\ntransport %s {\nkeepalive_idle_conns_per_host 64\n}\n}", upstream, v.transport)
 		}
-	}
-}
-`, port, v.handlers, upstream, v.transport)
+		fmt.Fprintf(&text, "http://:%s {\nbind 127.0.0.1\n%s\n%s\n}\n", port, v.handlers, answer)
 		sites = append(sites, s)
 	}
 	doc, _, err := caddyconfig.GetAdapter("caddyfile").Adapt([]byte(text.String()), map[string]any{"filename": "Caddyfile"})

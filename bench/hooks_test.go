@@ -48,7 +48,7 @@ func BenchmarkProxy(b *testing.B) {
 					return
 				}
 				for pb.Next() {
-					if err := c.get(s.bytes); err != nil {
+					if err := c.get(); err != nil {
 						b.Error(err)
 						return
 					}
@@ -80,7 +80,7 @@ func TestVariants(t *testing.T) {
 			t.Fatal(err)
 		}
 		for range 2 {
-			if err := c.get(s.bytes); err != nil {
+			if err := c.get(); err != nil {
 				t.Errorf("%s: %v", s.name, err)
 			}
 		}

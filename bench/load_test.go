@@ -8,6 +8,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -84,24 +85,29 @@ func answer(c net.Conn, response []byte) {
 // client is a kept-alive connection to a site.
 type client struct {
 	net.Conn
-	r *bufio.Reader
+	r       *bufio.Reader
+	request []byte
+	key     []byte // the digits of X-Key in the request, if it has one
+	status  []byte // the beginning of the response
+	size    int    // of its body; -1: any
 }
 
-var (
-	okLine        = []byte("HTTP/1.1 200 ")
-	contentLength = []byte("Content-Length: ")
-)
+var contentLength = []byte("Content-Length: ")
 
 // get sends a request and reads its response.
-func (c *client) get(request []byte) error {
-	if _, err := c.Write(request); err != nil {
+func (c *client) get() error {
+	for i, n := 0, rand.Uint32N(1_000_000); i < len(c.key); i++ {
+		c.key[i] = '0' + byte(n%10)
+		n /= 10
+	}
+	if _, err := c.Write(c.request); err != nil {
 		return err
 	}
 	line, err := c.r.ReadSlice('\n')
 	if err != nil {
 		return err
 	}
-	if !bytes.HasPrefix(line, okLine) {
+	if !bytes.HasPrefix(line, c.status) {
 		return fmt.Errorf("got %q", line)
 	}
 	length := -1
@@ -116,7 +122,7 @@ func (c *client) get(request []byte) error {
 			}
 		}
 	}
-	if length != bodySize {
+	if length < 0 || c.size >= 0 && length != c.size {
 		return errors.New("got a response without the body")
 	}
 	_, err = c.r.Discard(length)
@@ -124,11 +130,13 @@ func (c *client) get(request []byte) error {
 }
 
 func newSite(v variant, addr string) *site {
-	return &site{
-		variant: v, addr: addr, idle: make(chan *client, 64),
-		bytes: []byte("GET /path?query=1 HTTP/1.1\r\nHost: bench.test\r\nUser-Agent: bench\r\nAccept: */*\r\n\r\n"),
+	if v.status == 0 {
+		v.status = http.StatusOK
 	}
+	return &site{variant: v, addr: addr, idle: make(chan *client, 64)}
 }
+
+const requestHead = "GET /path?query=1 HTTP/1.1\r\nHost: bench.test\r\nUser-Agent: bench\r\nAccept: */*\r\n"
 
 // take returns an idle connection to the site, or a new one.
 func (s *site) take() (*client, error) {
@@ -141,7 +149,19 @@ func (s *site) take() (*client, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &client{Conn: conn, r: bufio.NewReader(conn)}, nil
+	c := &client{
+		Conn: conn, r: bufio.NewReader(conn), request: []byte(requestHead + "\r\n"),
+		status: fmt.Appendf(nil, "HTTP/1.1 %d ", s.status), size: bodySize,
+	}
+	if s.answer != "" {
+		c.size = -1
+	}
+	if s.keys {
+		c.request = []byte(requestHead + "X-Key: 000000\r\n\r\n")
+		end := len(c.request) - len("\r\n\r\n")
+		c.key = c.request[end-6 : end]
+	}
+	return c, nil
 }
 
 // give takes a connection back.
@@ -192,7 +212,7 @@ func (s *site) load(tb testing.TB, d time.Duration) slice {
 		wg.Go(func() {
 			var n int64
 			for !stop.Load() {
-				if err := c.get(s.bytes); err != nil {
+				if err := c.get(); err != nil {
 					tb.Errorf("%s: %v", s.name, err)
 					break
 				}
