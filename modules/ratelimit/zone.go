@@ -211,7 +211,7 @@ func (z *Zone) check() error {
 	if !zoneName.MatchString(z.Name) {
 		return errors.New("the name " + nameWanted)
 	}
-	for _, c := range []func() error{z.checkKeys, z.checkWords, z.checkRate, z.checkWaiting, z.parseCost, z.parseConditions} {
+	for _, c := range []func() error{z.checkWords, z.checkRate, z.checkKeys, z.checkWaiting, z.parseCost, z.parseConditions} {
 		if err := c(); err != nil {
 			return err
 		}
