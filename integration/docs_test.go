@@ -116,6 +116,7 @@ func runFromRoot(t *testing.T, command string) {
 // Every configuration in the documentation is one that loads.
 func TestDocumentedConfigurations(t *testing.T) {
 	t.Chdir("..")
+	t.Setenv("REDIS_PASSWORD", "not-a-real-password")
 	pages, err := filepath.Glob("docs/*.md")
 	if err != nil {
 		t.Fatal(err)
@@ -198,9 +199,12 @@ func TestExampleHooks(t *testing.T) {
 	}
 }
 
-// Every folder of examples has a test above; TestReadme runs the quickstart.
+// Every folder of examples has a test here or in ratelimit_docs_test.go; TestReadme runs the quickstart.
 func TestExamplesAreTested(t *testing.T) {
-	tested := map[string]bool{"quickstart": true, "handle-errors": true, "hooks": true}
+	tested := map[string]bool{
+		"quickstart": true, "handle-errors": true, "hooks": true,
+		"ratelimit-login": true, "ratelimit-tiers": true, "ratelimit-websocket": true, "ratelimit-origin": true,
+	}
 	folders, err := os.ReadDir("../examples")
 	if err != nil {
 		t.Fatal(err)
