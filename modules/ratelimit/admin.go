@@ -103,7 +103,7 @@ func topOf(list []*state) []keyView {
 		for level, k := range s.keys {
 			top := s.counters.Top(level)
 			for _, h := range top[:min(len(top), maxTop)] {
-				views = append(views, keyView{s.spec.Route, level, k.show(&h.Key, s.logKeys.Load()), h.Count, h.Error})
+				views = append(views, keyView{s.spec.Route, level, k.show(&h.Key, s.logKeys()), h.Count, h.Error})
 			}
 		}
 	}
@@ -125,6 +125,9 @@ func readQuestion(body io.Reader) (*question, error) {
 	d.DisallowUnknownFields()
 	if err := d.Decode(q); err != nil {
 		return nil, fmt.Errorf("reading the body: %w", err)
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return nil, errors.New("reading the body: something follows the object")
 	}
 	switch {
 	case (q.Key == nil) == (q.Base64 == nil):

@@ -16,7 +16,8 @@ import (
 )
 
 // CountWhen says which responses count. One condition is enough. A request
-// that a zone refuses, or that ends in a panic, does not count.
+// that a zone refuses, or that ends in a panic before its response has begun,
+// does not count.
 type CountWhen struct {
 	// Statuses of the response, or of the error that the handlers behind
 	// return: a code (`401`), a class of codes (`4xx`) or a range (`500-504`).
@@ -33,7 +34,8 @@ type CountWhen struct {
 
 	// What the cache nearest to the client says in the response field
 	// Cache-Status (RFC 9211): `hit`; `miss` for every response that was not
-	// served by a cache, also without that field; or a reason to forward, such as
+	// served by a cache, also without that field, and for errors from 499 on,
+	// which may have reached the origin; or a reason to forward, such as
 	// `stale`, `bypass`, `uri-miss`, `vary-miss`, `method`, `request`, `partial`.
 	Cache []string `json:"cache,omitempty"`
 }
@@ -78,10 +80,14 @@ func (c *conditions) hold(v *visit) bool {
 		return true
 	case v.err != nil && (c.anyError || len(c.classes) > 0 && slices.Contains(c.classes, v.class())):
 		return true
-	case len(c.cache) == 0 || v.err != nil || v.writer == nil:
+	case len(c.cache) == 0 || v.err != nil && v.status() < statusClientClosed:
 		return false
 	}
-	hit, forward := cacheStatus(v.writer.cache)
+	var field string
+	if v.err == nil && v.writer != nil {
+		field = v.writer.cache
+	}
+	hit, forward := cacheStatus(field)
 	return slices.ContainsFunc(c.cache, func(word string) bool {
 		switch word {
 		case "hit":
@@ -102,29 +108,42 @@ func (v *visit) class() phase.Class {
 }
 
 // cacheStatus reads the last member of a Cache-Status field: the cache that is
-// nearest to the client (RFC 9211, section 2).
+// nearest to the client (RFC 9211, section 2). A key has what the client chose:
+// where one is not in quotes, as it must be, all that follows is taken for a
+// part of it.
 func cacheStatus(field string) (hit bool, forward string) {
-	quoted := false
-	start := 0
-	for i, c := range field {
-		switch {
-		case c == '"':
-			quoted = !quoted
-		case c == ',' && !quoted:
-			start = i + 1
+	for first := true; ; first = false {
+		end, quoted := 0, false
+	part:
+		for ; end < len(field); end++ {
+			switch c := field[end]; {
+			case quoted && c == '\\':
+				end++
+			case c == '"':
+				quoted = !quoted
+			case !quoted && (c == ';' || c == ','):
+				break part
+			}
 		}
-	}
-	for i, part := range strings.Split(field[start:], ";") {
-		name, value, _ := strings.Cut(strings.TrimSpace(part), "=")
+		end = min(end, len(field))
+		name, value, _ := strings.Cut(strings.TrimSpace(field[:end]), "=")
 		switch {
-		case i == 0:
+		case first: // the name of the cache
 		case name == "hit" && (value == "" || value == "?1"):
 			hit = true
 		case name == "fwd":
 			forward = value
+		case name == "key" && !strings.HasPrefix(value, `"`):
+			return hit, forward
 		}
+		if end == len(field) {
+			return hit, forward
+		}
+		if field[end] == ',' {
+			return cacheStatus(field[end+1:])
+		}
+		field = field[end+1:]
 	}
-	return hit, forward
 }
 
 // unmarshalCountWhen reads one condition.

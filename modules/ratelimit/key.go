@@ -45,6 +45,9 @@ type KeyLevel struct {
 }
 
 func (k *KeyLevel) setDefaults() {
+	if k == nil {
+		return
+	}
 	if k.Times == 0 {
 		k.Times = 1
 	}
@@ -61,6 +64,8 @@ func (k *KeyLevel) setDefaults() {
 
 func (k *KeyLevel) check() error {
 	switch {
+	case k == nil:
+		return errors.New("keys: there is a null")
 	case k.Client == (k.Text != ""):
 		return errors.New("a key is either `client` or a text")
 	case k.Text != "" && (k.IPv4Prefix != 0 || k.IPv6Prefix != 0):

@@ -13,8 +13,10 @@
 package ratelimit
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyevents"
@@ -80,6 +82,9 @@ func (*Handler) CaddyModule() caddy.ModuleInfo {
 // Provision checks the zones and opens their counters.
 func (h *Handler) Provision(ctx caddy.Context) error {
 	h.ctx = ctx
+	if slices.Contains(h.Zones, nil) {
+		return errors.New("zones: there is a null")
+	}
 	if err := checkHeaders(h.Headers); err != nil {
 		return err
 	}

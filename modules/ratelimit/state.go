@@ -25,7 +25,7 @@ type state struct {
 	line     line
 	lines    logbook
 	series   *series
-	logKeys  atomic.Bool
+	secret   atomic.Int32 // uses of the zone without log_keys
 }
 
 // states are the zones of all loaded configurations, by ID.
@@ -40,7 +40,7 @@ var (
 // one with the counters of a store.
 func acquireState(z *Zone, route string, store Store) (*state, error) {
 	spec := z.spec(route)
-	id := spec.Zone + "\n" + spec.Route + "\n" + z.fingerprint()
+	id := spec.Zone + "\n" + spec.Route + "\n" + z.settings
 	v, _, err := states.LoadOrNew(id, func() (caddy.Destructor, error) {
 		counters, err := store.Open(spec)
 		if err != nil {
@@ -62,11 +62,22 @@ func acquireState(z *Zone, route string, store Store) (*state, error) {
 		return nil, err
 	}
 	s := v.(*state)
-	s.logKeys.Store(z.LogKeys)
+	if !z.LogKeys {
+		s.secret.Add(1)
+	}
 	return s, nil
 }
 
-func releaseState(s *state) { _, _ = states.Delete(s.id) }
+func releaseState(z *Zone) {
+	if !z.LogKeys {
+		z.state.secret.Add(-1)
+	}
+	_, _ = states.Delete(z.state.id)
+}
+
+// logKeys tells whether the admin API may show keys in clear: all uses of the
+// zone must want it.
+func (s *state) logKeys() bool { return s.secret.Load() == 0 }
 
 func (s *state) join() {
 	zonesMu.Lock()
@@ -149,7 +160,7 @@ func (l *load) route(srv *caddyhttp.Server) string {
 func (l *load) agree(z *Zone, route string) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	own := place{z.fingerprint(), route}
+	own := place{z.settings, route}
 	if other, ok := l.zones[z.Name]; ok && other.fingerprint != own.fingerprint {
 		return fmt.Errorf("zone %q: it is there twice with different settings, in the ratelimit handlers %s and %s", z.Name, other.at, route)
 	}

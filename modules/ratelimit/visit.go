@@ -192,7 +192,7 @@ func (v *visit) end() {
 	for i := range v.asks {
 		a := &v.asks[i]
 		s := a.zone.state
-		charge := v.returned && a.zone.CountWhen != nil && a.zone.counts.hold(v)
+		charge := a.zone.CountWhen != nil && v.answered() && a.zone.counts.hold(v)
 		s.counters.Done(&a.ask, charge)
 		if a.zone.Inflight > 0 {
 			s.series.inflight.Dec()
@@ -209,6 +209,13 @@ func (v *visit) recycle() {
 	clear(v.asks)
 	*v = visit{asks: v.asks[:0]}
 	visits.Put(v)
+}
+
+// answered tells whether there is a response to judge. The client may have
+// seen the beginning of one that ended in a panic, and must not get it free of
+// charge by leaving then.
+func (v *visit) answered() bool {
+	return v.returned || v.writer != nil && v.writer.status != 0
 }
 
 // status is what the client got, as far as the handlers behind know: that of

@@ -71,13 +71,10 @@ func (z *Zone) wait(ctx context.Context, a *Ask, refused *Verdict) (v Verdict, w
 	for {
 		pause := max(time.Duration(z.Delay), z.patience(OverInflight))
 		if s.line.first(w) {
-			if refused == nil {
-				v = s.take(ctx, a)
-				refused = &v
-			}
-			v, refused = *refused, nil
+			// what ended before the request was in the line has not told it
+			v = s.take(ctx, a)
 			patience := z.patience(v.Reason)
-			if v.Allowed || v.Wait > patience-time.Since(arrived) {
+			if v.Allowed || patience == 0 || v.Wait > patience-time.Since(arrived) {
 				return v, 0, nil
 			}
 			pause = patience

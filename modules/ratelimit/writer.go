@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/http"
 	"runtime"
-	"strings"
 	"sync"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
@@ -31,7 +30,7 @@ func (w *writer) begin(status int) {
 	}
 	w.status = status
 	if values := w.Header()["Cache-Status"]; len(values) > 0 {
-		w.cache = strings.Join(values, ",")
+		w.cache = values[len(values)-1] // has the cache that is nearest to the client
 	}
 }
 

@@ -135,6 +135,7 @@ type Zone struct {
 	// Where the zone counts. Default: `memory`.
 	StoreRaw json.RawMessage `json:"store,omitempty" caddy:"namespace=http.ratelimit.stores inline_key=store"`
 
+	settings string // the fingerprint
 	matchers caddyhttp.MatcherSets
 	cost     int // -1: from the text
 	counts   conditions
@@ -157,6 +158,7 @@ func (z *Zone) provision(ctx caddy.Context, l *load, route string) error {
 	if err := z.check(); err != nil {
 		return fmt.Errorf("zone %q: %w", z.Name, err)
 	}
+	z.settings = z.fingerprint() // while the store is still there to be seen
 	if err := l.agree(z, route); err != nil {
 		return err
 	}
@@ -186,7 +188,7 @@ func (z *Zone) provision(ctx caddy.Context, l *load, route string) error {
 
 func (z *Zone) cleanup() {
 	if z.state != nil {
-		releaseState(z.state)
+		releaseState(z)
 	}
 }
 
