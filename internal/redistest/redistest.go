@@ -31,27 +31,27 @@ type Server struct {
 }
 
 // Free returns a loopback address with a port that was free a moment ago.
-func Free(t testing.TB) string {
-	t.Helper()
-	ln, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+func Free(tb testing.TB) string {
+	tb.Helper()
+	ln, err := (&net.ListenConfig{}).Listen(tb.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	defer ln.Close()
+	defer func() { _ = ln.Close() }()
 	return ln.Addr().String()
 }
 
 // Start runs a redis-server with options such as "--requirepass", "secret", and
 // waits until it answers. A test whose machine has no Redis is skipped.
-func Start(t testing.TB, args ...string) *Server {
-	t.Helper()
-	return StartAt(t, Free(t), args...)
+func Start(tb testing.TB, args ...string) *Server {
+	tb.Helper()
+	return StartAt(tb, Free(tb), args...)
 }
 
 // StartAt is Start on an address.
-func StartAt(t testing.TB, addr string, args ...string) *Server {
-	t.Helper()
-	s := newServer(t, "redis-server", addr)
+func StartAt(tb testing.TB, addr string, args ...string) *Server {
+	tb.Helper()
+	s := newServer(tb, "redis-server", addr)
 	s.command = append([]string{
 		s.command[0], "--port", s.Port, "--bind", s.Host, "--dir", s.dir, "--save", "", "--appendonly", "no",
 		"--enable-debug-command", "yes",
@@ -61,9 +61,9 @@ func StartAt(t testing.TB, addr string, args ...string) *Server {
 }
 
 // StartTLS is Start with TLS only. The client arguments are for redis-cli.
-func StartTLS(t testing.TB, client []string, args ...string) *Server {
-	t.Helper()
-	s := newServer(t, "redis-server", Free(t))
+func StartTLS(tb testing.TB, client []string, args ...string) *Server {
+	tb.Helper()
+	s := newServer(tb, "redis-server", Free(tb))
 	s.cli = client
 	s.command = append([]string{
 		s.command[0], "--port", "0", "--tls-port", s.Port, "--bind", s.Host, "--dir", s.dir, "--save", "",
@@ -101,13 +101,14 @@ func (s *Server) Sentinel(name string) *Server {
 }
 
 // Cluster runs a cluster of three masters.
-func Cluster(t testing.TB) []*Server {
-	t.Helper()
-	var nodes []*Server
-	create := []string{"--cluster", "create"}
-	for range 3 {
-		_, bus, _ := net.SplitHostPort(Free(t))
-		s := Start(t, "--cluster-enabled", "yes", "--cluster-port", bus, "--cluster-node-timeout", "2000")
+func Cluster(tb testing.TB) []*Server {
+	tb.Helper()
+	const size = 3
+	nodes := make([]*Server, 0, size)
+	create := append(make([]string, 0, size+3), "--cluster", "create")
+	for range size {
+		_, bus, _ := net.SplitHostPort(Free(tb))
+		s := Start(tb, "--cluster-enabled", "yes", "--cluster-port", bus, "--cluster-node-timeout", "2000")
 		nodes = append(nodes, s)
 		create = append(create, s.Addr)
 	}
@@ -118,18 +119,18 @@ func Cluster(t testing.TB) []*Server {
 	return nodes
 }
 
-func newServer(t testing.TB, program, addr string) *Server {
-	t.Helper()
+func newServer(tb testing.TB, program, addr string) *Server {
+	tb.Helper()
 	path, err := exec.LookPath(program)
 	if err != nil {
-		t.Skipf("NOT TESTED: %s is not installed, so nothing of this test has run", program)
+		tb.Skipf("NOT TESTED: %s is not installed, so nothing of this test has run", program)
 	}
 	host, port, err := net.SplitHostPort(addr)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	s := &Server{Addr: addr, Host: host, Port: port, t: t, dir: t.TempDir(), command: []string{path}}
-	t.Cleanup(s.Kill)
+	s := &Server{Addr: addr, Host: host, Port: port, t: tb, dir: tb.TempDir(), command: []string{path}}
+	tb.Cleanup(s.Kill)
 	return s
 }
 

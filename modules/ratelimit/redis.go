@@ -43,7 +43,7 @@ const (
 	failureClosed = "closed"
 )
 
-// RedisStore counts in Redis (5 or newer), so that all nodes that use the same
+// RedisStore counts in Redis (6 or newer), so that all nodes that use the same
 // Redis, key prefix and zone share their limits.
 //
 // A decision is one round trip: one script looks at all levels of the zone and
@@ -362,7 +362,7 @@ func (t *RedisTLS) build() (*tls.Config, [][]byte, error) {
 		var content []byte
 		if path != "" {
 			var err error
-			if content, err = os.ReadFile(path); err != nil {
+			if content, err = os.ReadFile(path); err != nil { //nolint:gosec // the operator names it
 				return nil, nil, fmt.Errorf("reading a file of tls: %w", err)
 			}
 		}

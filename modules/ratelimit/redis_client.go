@@ -115,7 +115,7 @@ func (c *redisClient) watch() {
 			if away {
 				c.logger.Info("Redis is back", zap.Strings("address", c.option.InitAddress))
 			}
-			said, away, vain = "", false, 0
+			said, vain = "", 0
 			c.up.Store(true)
 			tried()
 			select {
@@ -305,13 +305,14 @@ func (c *redisClient) runAll(calls []redisCall) bool {
 	for i, call := range calls {
 		commands[i] = client.B().Evalsha().Sha1(redisSHA).Numkeys(int64(len(call.keys))).Key(call.keys...).Arg(call.args...).Build()
 	}
-	for i, result := range client.DoMulti(ctx, commands...) {
-		err := result.Error()
+	results := client.DoMulti(ctx, commands...)
+	for i, call := range calls {
+		err := results[i].Error()
 		if reply, ok := rueidis.IsRedisErr(err); ok && reply.IsNoScript() {
-			err = redisScript.Exec(ctx, client, calls[i].keys, calls[i].args).Error()
+			err = redisScript.Exec(ctx, client, call.keys, call.args).Error()
 		}
 		if err != nil {
-			c.trip(calls[i].keys[0], err)
+			c.trip(call.keys[0], err)
 			return false
 		}
 	}

@@ -5,12 +5,12 @@ package ratelimit
 import (
 	"context"
 	"fmt"
+	"math"
 	"strconv"
 	"sync/atomic"
 	"time"
 
 	"github.com/redis/rueidis"
-
 	"golang.org/x/time/rate"
 )
 
@@ -20,7 +20,6 @@ import (
 type redisCounters struct {
 	spec   Spec
 	client *redisClient
-	shared string // under which the client is shared
 	local  *memoryCounters
 	names  redisNames
 	levels []redisLevel
@@ -126,11 +125,11 @@ func (c *redisCounters) Take(_ context.Context, a *Ask) (Verdict, error) {
 // fail decides without Redis.
 func (c *redisCounters) fail(a *Ask) (Verdict, error) {
 	c.failures.Add(1)
-	switch c.onFailure {
-	case "local":
+	switch {
+	case c.onFailure == failureLocal, c.client.isStopped(): // stopped: a request of an old configuration
 		a.ticket = ticket{local: true}
 		return c.local.Take(context.Background(), a)
-	case "open":
+	case c.onFailure == failureOpen:
 		c.local.follow(a, false, &[maxLevels]finding{}, c.local.clock.now())
 		return Verdict{Allowed: true}, nil
 	default:
@@ -185,11 +184,11 @@ func (l *redisLevel) read(f *finding, values []rueidis.RedisMessage, now int64, 
 			f.after = l.grid.forgotten(l.grid.at(now)) - now
 		}
 	}
-	f.reason, f.blocked = Reason(numbers[0]), numbers[1]
+	f.reason, f.blocked = Reason(numbers[0]), numbers[1] //nolint:gosec // the script knows four
 	if f.reason == Blocked {
 		f.wait = numbers[3]
 	}
-	f.flight.inflight = int32(numbers[5])
+	f.flight.inflight = int32(min(numbers[5], math.MaxInt32)) //nolint:gosec // bounded
 	f.penalized = numbers[6]
 	return nil
 }
@@ -209,7 +208,7 @@ func (c *redisCounters) Done(a *Ask, charge bool) {
 // Inspect implements [Counters]. While Redis is away the node's own counters
 // tell what they know, if it is they who decide.
 func (c *redisCounters) Inspect(ctx context.Context, level int, k Key) (State, error) {
-	if c.client.away() && c.onFailure == "local" {
+	if c.client.away() && c.onFailure == failureLocal {
 		return c.local.Inspect(ctx, level, k)
 	}
 	values, err := c.about(ctx, "look", level, k)

@@ -288,7 +288,7 @@ func TestRedisLeaseDies(t *testing.T) {
 	key := lives.names.keys(textAsk(1, 1).Keys, lives.levels)[0]
 	score := func() float64 {
 		var latest float64
-		for _, s := range strings.Fields(server.CLI("zrange", key, "0", "-1", "withscores")) {
+		for s := range strings.FieldsSeq(server.CLI("zrange", key, "0", "-1", "withscores")) {
 			if f, err := strconv.ParseFloat(s, 64); err == nil {
 				latest = max(latest, f)
 			}

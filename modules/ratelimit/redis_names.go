@@ -90,7 +90,7 @@ func (n *redisNames) keys(keys []Key, levels []redisLevel) []string {
 }
 
 func (n *redisNames) learn(p netip.Prefix) {
-	switch bits := int32(p.Bits()) + 1; {
+	switch bits := int32(p.Bits()) + 1; { //nolint:gosec // at most 129
 	case !p.IsValid():
 	case p.Addr().Is4() && n.bits4.Load() != bits:
 		n.bits4.Store(bits)

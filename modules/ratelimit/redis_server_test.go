@@ -239,7 +239,8 @@ func TestRedisSentinel(t *testing.T) {
 	c := openRedis(t, s, Spec{Levels: []Limit{{Events: 2, Window: time.Hour}}})
 	take(t, c, textAsk(1, 1))
 	take(t, c, textAsk(1, 1))
-	master.CLI("wait", "1", "10000")
+	record := c.names.keys(textAsk(1, 1).Keys, c.levels)[0]
+	master.Until("the replica has it", func() bool { return replica.CLI("get", record) == master.CLI("get", record) })
 	master.Kill()
 	if v := prompt(t, c, textAsk(1, 1)); v.Allowed {
 		t.Fatalf("the node's own counters forgot: %+v", v)

@@ -351,7 +351,7 @@ func TestRedisExpiry(t *testing.T) {
 		r := rand.New(rand.NewPCG(seed, 4))
 		l := randomLimit(r)
 		l.Inflight, l.Penalty = 1+r.IntN(3), time.Duration(r.IntN(2))*time.Minute
-		c := openRedis(t, &RedisStore{Address: []string{server.Addr}}, Spec{Zone: fmt.Sprint(seed), Levels: []Limit{l, l}, Reserves: true})
+		c := openRedis(t, &RedisStore{Address: []string{server.Addr}}, Spec{Zone: strconv.FormatUint(seed, 10), Levels: []Limit{l, l}, Reserves: true})
 		for range 60 {
 			a := textAsk(r.IntN(3), r.IntN(4), 10+r.IntN(2))
 			a.Reserve = r.IntN(2) == 0
