@@ -51,6 +51,36 @@ var alone = map[string]struct {
 		}`,
 		content: "edge yes",
 	},
+	"ratelimit": {
+		ids: []string{
+			"admin.api.gatehouse_ratelimit", "http.handlers.ratelimit", "http.ratelimit.stores.memory",
+			"http.ratelimit.stores.redis",
+		},
+		// the first request asks the upstream twice, and the second one is over the limit there
+		config: `http://%[1]s {
+			reverse_proxy %[2]s {
+				@ok status 200
+				handle_response @ok {
+					reverse_proxy %[2]s {
+						@refused status 429
+						handle_response @refused {
+							respond "then {rp.status_code}"
+						}
+					}
+				}
+			}
+		}
+		http://%[2]s {
+			ratelimit {
+				zone all {
+					key all
+					rate 1 1h
+				}
+			}
+			respond "once"
+		}`,
+		content: "then 429",
+	},
 }
 
 func skipUnlessAsked(t *testing.T) {
@@ -166,6 +196,60 @@ func TestManifest(t *testing.T) {
 	checkIDs(t, binary, want)
 }
 
+// The order of imports changes nothing: each directive has a place of its own.
+func TestImportOrder(t *testing.T) {
+	skipUnlessAsked(t)
+	dir := t.TempDir()
+	config := filepath.Join(dir, "Caddyfile")
+	if err := os.WriteFile(config, []byte(`:8080 {
+	respond ok
+	encode gzip
+	hooks {
+		connection
+	}
+	reverse_proxy localhost:8081 {
+		transport hooks
+	}
+	basic_auth {
+		user $2a$14$Zkx19XLiW6VYouLHR5NmfOFU0z2GTNmpkT/5qqR7hx4IjWJPDhjvG
+	}
+	ratelimit {
+		zone z {
+			key client
+			rate 10 1m
+		}
+	}
+	header X-One 1
+}
+`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	names := folders(t)
+	var docs []string
+	for range 2 {
+		slices.Reverse(names)
+		var imports strings.Builder
+		for _, name := range names {
+			fmt.Fprintf(&imports, "import _ %q\n", module+"/modules/"+name)
+		}
+		source, binary := filepath.Join(t.TempDir(), "main.go"), caddybin.Name(t.TempDir())
+		text := "package main\n\nimport caddycmd \"" + caddyModule + "/cmd\"\n" + imports.String() +
+			"import _ \"" + caddyModule + "/modules/standard\"\n\nfunc main() { caddycmd.Main() }\n"
+		if err := os.WriteFile(source, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		run(t, root(t), []string{"GOFLAGS=-buildvcs=false"}, "go", "build", "-o", binary, source)
+		docs = append(docs, run(t, dir, nil, binary, "adapt", "--config", config))
+	}
+	if docs[0] != docs[1] || !strings.Contains(docs[0], `"ratelimit"`) {
+		t.Errorf("imported as %v:\n%s\nthe other way round:\n%s", names, docs[0], docs[1])
+	}
+	at := func(handler string) int { return strings.Index(docs[0], `"handler":"`+handler+`"`) }
+	if at("ratelimit") > at("authentication") || at("hooks") < at("encode") {
+		t.Errorf("a handler is out of its place: %s", docs[0])
+	}
+}
+
 // versions lists what a build of Caddy with the given requirements selects.
 func versions(t *testing.T, with ...string) map[string]string {
 	t.Helper()
@@ -204,8 +288,11 @@ func TestLightVersions(t *testing.T) {
 	}
 }
 
-// foreign are engines that no module may bring into a build by itself.
-var foreign = []string{"coraza", "souin", "cache-handler", "otter", "ristretto", "rueidis", "consul", "k8s.io"}
+// foreign are engines that no module may bring into a build by itself, but for
+// the one that is named.
+var foreign = map[string]string{
+	"coraza": "", "souin": "", "cache-handler": "", "otter": "", "ristretto": "", "rueidis": "ratelimit", "consul": "", "k8s.io": "",
+}
 
 // A module depends on none of its siblings and on no foreign engine.
 func TestLightDependencies(t *testing.T) {
@@ -222,8 +309,8 @@ func TestLightDependencies(t *testing.T) {
 			if strings.HasPrefix(dep, module+"/modules/") && dep != module+"/modules/"+name {
 				t.Errorf("%s depends on %s", name, dep)
 			}
-			for _, f := range foreign {
-				if strings.Contains(dep, f) {
+			for f, but := range foreign {
+				if name != but && strings.Contains(dep, f) {
 					t.Errorf("%s depends on %s", name, dep)
 				}
 			}

@@ -43,6 +43,10 @@ func TestModules(t *testing.T) {
 		"http.hooks.connection",
 		"http.hooks.on_error",
 		"http.reverse_proxy.transport.hooks",
+		"http.handlers.ratelimit",
+		"http.ratelimit.stores.memory",
+		"http.ratelimit.stores.redis",
+		"admin.api.gatehouse_ratelimit",
 		"cache",
 		"http.handlers.cache",
 		"http.handlers.rate_limit",
@@ -108,6 +112,76 @@ http://%[2]s {
 		}
 		if tt.status == http.StatusOK && body != "seen by the hooks" {
 			t.Errorf("request %d: body %q, want %q", i, body, "seen by the hooks")
+		}
+	}
+}
+
+// TestLimits sends requests through both limiters, and our own one in front of a cache: only what reached the origin counts.
+func TestLimits(t *testing.T) {
+	site, origin := caddybin.FreeAddr(t), caddybin.FreeAddr(t)
+	caddybin.Serve(t, binary, fmt.Sprintf(`{
+	admin off
+	persist_config off
+	default_bind 127.0.0.1
+	cache {
+		ttl 1m
+	}
+}
+
+http://%[1]s {
+	rate_limit {
+		zone theirs {
+			match {
+				path /theirs
+			}
+			key all
+			events 1
+			window 1h
+		}
+	}
+	ratelimit {
+		headers draft
+		zone ours {
+			match path /ours
+			key all
+			rate 1 1h
+		}
+		zone origin {
+			match path /cached/*
+			key all
+			rate 2 1h
+			count_when cache miss
+		}
+	}
+	cache
+	reverse_proxy %[2]s
+}
+
+http://%[2]s {
+	header Cache-Control max-age=60
+	respond ok
+}
+`, site, origin), site, origin)
+
+	for i, tt := range []struct {
+		path   string
+		status int
+		policy string // in RateLimit-Policy
+	}{
+		{"/theirs", http.StatusOK, ""},
+		{"/theirs", http.StatusTooManyRequests, ""},
+		{"/ours", http.StatusOK, `"ours";q=1;w=3600`},
+		{"/ours", http.StatusTooManyRequests, `"ours";q=1;w=3600`},
+		{"/theirs", http.StatusTooManyRequests, ""},
+		{"/cached/1", http.StatusOK, `"origin";q=2;w=3600`},
+		{"/cached/1", http.StatusOK, `"origin";q=2;w=3600`},
+		{"/cached/1", http.StatusOK, `"origin";q=2;w=3600`},
+		{"/cached/2", http.StatusOK, `"origin";q=2;w=3600`},
+		{"/cached/3", http.StatusTooManyRequests, `"origin";q=2;w=3600`},
+	} {
+		resp, _ := caddybin.Get(t, "http://"+site+tt.path)
+		if policy := resp.Header.Get("RateLimit-Policy"); resp.StatusCode != tt.status || policy != tt.policy {
+			t.Errorf("request %d: status %d and RateLimit-Policy %q, want %d and %q", i, resp.StatusCode, policy, tt.status, tt.policy)
 		}
 	}
 }
