@@ -55,7 +55,7 @@ func TestRetryAfter(t *testing.T) {
 	} {
 		h := make(http.Header)
 		err := e.of(h, &Verdict{Reason: OverRate, Wait: wait})
-		he, ok := err.(caddyhttp.HandlerError)
+		he, ok := err.(caddyhttp.HandlerError) //nolint:errorlint // it must be bare
 		if !ok || he.StatusCode != http.StatusTooManyRequests || he.Err == nil || he.ID != "" || he.Trace != "" {
 			t.Errorf("error %#v is not bare", err)
 		}
@@ -63,7 +63,7 @@ func TestRetryAfter(t *testing.T) {
 			t.Errorf("%v: Retry-After %q, want %q", wait, got, want)
 		}
 	}
-	if he := e.of(make(http.Header), &Verdict{Reason: StoreFailed}).(caddyhttp.HandlerError); he.StatusCode != http.StatusServiceUnavailable {
+	if he := caddyhttp.Error(0, e.of(make(http.Header), &Verdict{Reason: StoreFailed})); he.StatusCode != http.StatusServiceUnavailable {
 		t.Errorf("store failed: %d", he.StatusCode)
 	}
 }

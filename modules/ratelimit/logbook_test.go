@@ -4,9 +4,9 @@ package ratelimit
 
 import (
 	"errors"
-	"fmt"
 	"math/rand/v2"
 	"net/http"
+	"strconv"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -73,7 +73,7 @@ func TestLinesAreBounded(t *testing.T) {
 		r := rand.New(rand.NewPCG(1, 1))
 		refusals := 0
 		for range minutes * keys {
-			key := fmt.Sprint(r.IntN(keys))
+			key := strconv.Itoa(r.IntN(keys))
 			for range 1 + r.IntN(2) {
 				if status, _ := serve(h, request(t.Context(), key), nil); status == http.StatusTooManyRequests {
 					refusals++
