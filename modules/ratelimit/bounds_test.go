@@ -78,8 +78,7 @@ func errorAt(t *testing.T, keys int, pass bool) (share float64, saturated bool) 
 		a.Keys[0].Hash = r.Uint64()
 		m.take(a, now)
 		if i >= keys && i%(keys/clients/(limit/2)) == 0 {
-			client := r.IntN(clients)
-			client = i / (keys / clients / (limit / 2)) % clients
+			client := i / (keys / clients / (limit / 2)) % clients
 			a.Keys[0].Hash = mix(uint64(client) + 77)
 			if !m.take(a, now).Allowed {
 				refused[client] = true

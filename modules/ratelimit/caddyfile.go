@@ -121,16 +121,17 @@ func placesOf(h httpcaddyfile.Helper) map[string]place {
 	return p
 }
 
-// insideRoute tells whether a `route` directive is being read.
+// insideRoute tells whether the nearest block around is that of a `route`,
+// where nothing is sorted.
 func insideRoute() bool {
 	var pcs [64]uintptr
 	frames := runtime.CallersFrames(pcs[:runtime.Callers(2, pcs[:])])
 	for {
 		frame, more := frames.Next()
-		if strings.HasSuffix(frame.Function, "httpcaddyfile.parseRoute") {
+		switch {
+		case strings.HasSuffix(frame.Function, "httpcaddyfile.parseRoute"):
 			return true
-		}
-		if !more {
+		case !more, strings.HasSuffix(frame.Function, "httpcaddyfile.ParseSegmentAsSubroute"):
 			return false
 		}
 	}
@@ -212,11 +213,16 @@ func (z *Zone) copied() *Zone {
 
 // readsUser tells whether the zone needs what authenticators find out.
 func (z *Zone) readsUser() bool {
-	texts := z.Cost
+	texts := []string{z.Cost}
 	for _, k := range z.Keys {
-		texts += k.Text
+		texts = append(texts, k.Text)
 	}
-	return strings.Contains(texts, "{http.auth.")
+	for _, set := range z.MatcherSetsRaw {
+		for _, m := range set {
+			texts = append(texts, string(m))
+		}
+	}
+	return slices.ContainsFunc(texts, func(text string) bool { return strings.Contains(text, "{http.auth.") })
 }
 
 // unmarshal reads the block of a zone.

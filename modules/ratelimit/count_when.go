@@ -112,38 +112,44 @@ func (v *visit) class() phase.Class {
 // where one is not in quotes, as it must be, all that follows is taken for a
 // part of it.
 func cacheStatus(field string) (hit bool, forward string) {
-	for first := true; ; first = false {
-		end, quoted := 0, false
-	part:
-		for ; end < len(field); end++ {
-			switch c := field[end]; {
-			case quoted && c == '\\':
-				end++
-			case c == '"':
-				quoted = !quoted
-			case !quoted && (c == ';' || c == ','):
-				break part
+	for name := true; ; {
+		end := endOfPart(field)
+		if !name {
+			parameter, value, _ := strings.Cut(strings.TrimSpace(field[:end]), "=")
+			switch {
+			case parameter == "hit" && (value == "" || value == "?1"):
+				hit = true
+			case parameter == "fwd":
+				forward = value
+			case parameter == "key" && !strings.HasPrefix(value, `"`):
+				return hit, forward
 			}
-		}
-		end = min(end, len(field))
-		name, value, _ := strings.Cut(strings.TrimSpace(field[:end]), "=")
-		switch {
-		case first: // the name of the cache
-		case name == "hit" && (value == "" || value == "?1"):
-			hit = true
-		case name == "fwd":
-			forward = value
-		case name == "key" && !strings.HasPrefix(value, `"`):
-			return hit, forward
 		}
 		if end == len(field) {
 			return hit, forward
 		}
-		if field[end] == ',' {
-			return cacheStatus(field[end+1:])
+		if name = field[end] == ','; name {
+			hit, forward = false, ""
 		}
 		field = field[end+1:]
 	}
+}
+
+// endOfPart is where the first part of a field ends: at a separator that is not
+// in quotes.
+func endOfPart(field string) int {
+	quoted := false
+	for i := 0; i < len(field); i++ {
+		switch c := field[i]; {
+		case quoted && c == '\\':
+			i++
+		case c == '"':
+			quoted = !quoted
+		case !quoted && (c == ';' || c == ','):
+			return i
+		}
+	}
+	return len(field)
 }
 
 // unmarshalCountWhen reads one condition.

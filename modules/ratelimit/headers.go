@@ -55,7 +55,12 @@ func (f *policyFields) draft(h http.Header, v *Verdict) {
 	h.Add("Ratelimit", string(b))
 }
 
+// legacyFields tells of one zone, unless a zone of another handler with less
+// remaining is there.
 func legacyFields(h http.Header, v *Verdict) {
+	if other, err := strconv.Atoi(h.Get("X-Ratelimit-Remaining")); err == nil && other <= v.Remaining {
+		return
+	}
 	h.Set("X-Ratelimit-Limit", strconv.Itoa(v.Limit))
 	h.Set("X-Ratelimit-Remaining", strconv.Itoa(v.Remaining))
 	h.Set("X-Ratelimit-Reset", strconv.FormatInt(seconds(max(v.Reset, v.Wait)), 10))

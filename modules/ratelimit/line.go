@@ -25,6 +25,7 @@ type line struct {
 // waiter is a request in the line.
 type waiter struct {
 	key  uint64
+	cost int
 	look chan struct{} // it has become the first, or something has changed
 }
 
@@ -43,15 +44,25 @@ func (l *line) occupied(key uint64) bool {
 	return len(l.keys[key]) > 0
 }
 
+// ahead is what the requests of a key cost that are waiting.
+func (l *line) ahead(key uint64) (cost int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, w := range l.keys[key] {
+		cost += w.cost
+	}
+	return cost
+}
+
 // join adds a request at the end, if there is room for it: in the whole line,
 // and, unless that is 0, among the given number of its key.
-func (l *line) join(key uint64, most int) *waiter {
+func (l *line) join(key uint64, cost, most int) *waiter {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if int(l.waiting.Load()) >= l.most || most > 0 && len(l.keys[key]) >= most {
 		return nil
 	}
-	w := &waiter{key: key, look: make(chan struct{}, 1)}
+	w := &waiter{key: key, cost: cost, look: make(chan struct{}, 1)}
 	l.keys[key] = append(l.keys[key], w)
 	l.waiting.Add(1)
 	l.gauge.Inc()

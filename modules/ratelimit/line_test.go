@@ -31,12 +31,12 @@ func TestLine(t *testing.T) {
 		t.Error("an empty line is occupied")
 	}
 	l.ended(1) // nobody is there
-	a, b := l.join(1, 2), l.join(1, 2)
-	if l.join(1, 2) != nil {
+	a, b := l.join(1, 1, 2), l.join(1, 1, 2)
+	if l.join(1, 1, 2) != nil {
 		t.Error("more of a key wait than may")
 	}
-	c, d := l.join(2, 0), l.join(2, 0)
-	if l.join(3, 0) != nil {
+	c, d := l.join(2, 1, 0), l.join(2, 1, 0)
+	if l.join(3, 1, 0) != nil {
 		t.Error("more wait than may")
 	}
 	if !l.occupied(1) || l.occupied(3) {
@@ -78,7 +78,7 @@ func TestLineIsInOrder(t *testing.T) {
 			key := uint64(1 + r.IntN(3))
 			if r.IntN(2) == 0 {
 				of := slices.DeleteFunc(slices.Clone(model), func(w *waiter) bool { return w.key != key })
-				w := l.join(key, 8)
+				w := l.join(key, 1, 8)
 				if (w == nil) != (len(model) == 20 || len(of) == 8) {
 					t.Fatalf("seed %d: joined: %v, with %d, %d of the key", seed, w != nil, len(model), len(of))
 				}
@@ -108,7 +108,7 @@ func TestLineInParallel(t *testing.T) {
 	for i := range uint64(50) {
 		wg.Go(func() {
 			for range 100 {
-				w := l.join(i%3, 0)
+				w := l.join(i%3, 1, 0)
 				for !l.first(w) {
 					<-w.look
 				}

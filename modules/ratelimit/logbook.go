@@ -3,6 +3,7 @@
 package ratelimit
 
 import (
+	"slices"
 	"sync"
 	"time"
 
@@ -122,7 +123,7 @@ func (b *logbook) happened(e *entry, now time.Time) {
 
 func (b *logbook) write(e *entry, now time.Time) {
 	if c := b.spec.Logger.Check(e.level, e.message); c != nil {
-		c.Write(append(e.fields[:len(e.fields):len(e.fields)], zap.Int("count", e.count))...)
+		c.Write(append(slices.Clip(e.fields), zap.Int("count", e.count))...)
 	}
 	e.last, e.count = now, 0
 }
@@ -168,7 +169,7 @@ func (processCore) Enabled(l zapcore.Level) bool { return caddy.Log().Core().Ena
 
 // With implements [zapcore.Core].
 func (c processCore) With(fields []zapcore.Field) zapcore.Core {
-	return processCore{append(c.fields[:len(c.fields):len(c.fields)], fields...)}
+	return processCore{append(slices.Clip(c.fields), fields...)}
 }
 
 // Check implements [zapcore.Core].
@@ -182,7 +183,7 @@ func (c processCore) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.C
 // Write implements [zapcore.Core].
 func (c processCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
 	if ce := caddy.Log().Core().Check(e, nil); ce != nil {
-		ce.Write(append(c.fields[:len(c.fields):len(c.fields)], fields...)...)
+		ce.Write(append(slices.Clip(c.fields), fields...)...)
 	}
 	return nil
 }

@@ -145,18 +145,17 @@ func (m *memoryCounters) take(a *Ask, now int64) Verdict {
 		*f = l.look(s, &a.Keys[i], a.Cost)
 		v.add(l.limit, f, i, a.Cost)
 	}
-	n := flight{}
 	for i, l := range m.levels {
 		s := l.shard(a.Keys[i].Hash)
 		if v.Allowed {
-			if n = l.held(a); n != (flight{}) {
+			if n := l.held(a); n != (flight{}) {
 				a.Holds = true
 				a.ticket.overflow[i] = s.flights.add(a.Keys[i].Hash, n)
 			}
 			if s.tier != nil && !a.Reserve {
 				s.tier.charge(found[i].spot, s.now, a.Cost)
 			}
-		} else if p := l.limit.Penalty; p > 0 && found[i].refused() {
+		} else if l.limit.Penalty > 0 && found[i].punishable(l.limit, a.Cost) {
 			found[i].punish(l.limit, s)
 		}
 		s.mu.Unlock()
@@ -175,7 +174,11 @@ type finding struct {
 	penalized int64 // how long the key is blocked now
 }
 
-func (f *finding) refused() bool { return f.reason == OverRate || f.reason == Blocked }
+// punishable tells whether the key is over its limit or blocked. What is only
+// reserved may never count.
+func (f *finding) punishable(l Limit, cost int) bool {
+	return f.reason == Blocked || f.reason == OverRate && f.used+cost > l.Capacity()
+}
 
 // look finds what is known of a key, and whether a request of that cost may pass.
 func (l *memoryLevel) look(s *shard, k *Key, cost int) (f finding) {
@@ -241,6 +244,9 @@ func (v *Verdict) add(l Limit, f *finding, level, cost int) {
 	}
 	remaining := max(limit-used, 0)
 	wait := time.Duration(f.wait) * time.Microsecond
+	if f.reason == OverRate && (cost > limit || f.flight.reserved > 0) {
+		wait = 0 // never, or nobody knows when what is reserved will count
+	}
 	switch {
 	case level > 0 && refused && !v.Allowed && wait <= v.Wait:
 		return
@@ -250,6 +256,30 @@ func (v *Verdict) add(l Limit, f *finding, level, cost int) {
 	v.Allowed, v.Reason, v.Level = !refused, f.reason, level
 	v.Limit, v.Remaining = limit, remaining
 	v.Wait, v.Reset = wait, time.Duration(reset)*time.Microsecond
+}
+
+// Wait implements [Foreteller].
+func (m *memoryCounters) Wait(a *Ask, n int) time.Duration { return m.wait(a, n, m.clock.now()) }
+
+func (m *memoryCounters) wait(a *Ask, n int, now int64) time.Duration {
+	var longest int64
+	for i, l := range m.levels {
+		hash := a.Keys[i].Hash
+		s := l.shard(hash)
+		s.mu.Lock()
+		s.now = max(s.now, now)
+		if s.tier != nil {
+			// more than the capacity comes in turns, a window each
+			turns := (n - 1) / l.limit.Capacity()
+			if l.limit.Algorithm == TokenBucket {
+				turns = 0
+			}
+			f := s.tier.check(hash, s.now, n-turns*l.limit.Capacity(), l.saturated.Load())
+			longest = max(longest, f.wait+int64(turns)*l.window)
+		}
+		s.mu.Unlock()
+	}
+	return time.Duration(longest) * time.Microsecond
 }
 
 // Done implements [Counters].
@@ -369,4 +399,6 @@ func (*memoryCounters) Close() error { return nil }
 var (
 	_ Counters = (*memoryCounters)(nil)
 	_ Reporter = (*memoryCounters)(nil)
+
+	_ Foreteller = (*memoryCounters)(nil)
 )

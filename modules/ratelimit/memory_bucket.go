@@ -21,7 +21,6 @@ type buckets struct {
 	capacity int
 	rate     rate.Limit
 	interval float64 // microseconds per event
-	window   int64
 	pass     bool
 	luck     luck
 	raised   int64 // the latest time in full
@@ -35,7 +34,6 @@ func newBuckets(l Limit, bytes int, pass bool) *buckets {
 		capacity: l.Capacity(),
 		rate:     rate.Limit(float64(l.Events) / l.Window.Seconds()),
 		interval: float64(l.Window.Microseconds()) / float64(l.Events),
-		window:   l.Window.Microseconds(),
 		pass:     pass,
 	}
 	if l.Penalty > 0 {
@@ -103,8 +101,6 @@ func (b *buckets) measure(r *spot, tokens float64, n int) {
 	lack := float64(n) - tokens
 	switch {
 	case lack <= 0:
-	case n > b.capacity:
-		r.wait = max(r.reset, b.window)
 	case time.Duration(lack/float64(b.rate)*float64(time.Second)) > 0:
 		r.wait = int64(lack*b.interval) + 1
 	}

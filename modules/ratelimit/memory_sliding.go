@@ -109,7 +109,7 @@ func (s *sliding[T]) sketched(hash uint64, now int64, n int, t *tally, saturated
 			r.blocked, r.since = until, now
 		}
 	}
-	if t.total+uint64(n) > uint64(s.limit) && !(saturated && s.pass) {
+	if t.total+uint64(n) > uint64(s.limit) && (!saturated || !s.pass) {
 		r.wait = s.sketch.wait(t, n, s.limit, now)
 	}
 	return r
@@ -205,11 +205,9 @@ func (s *sliding[T]) charge(r spot, now int64, n int) {
 
 func (s *sliding[T]) block(r spot, now, until, since int64) {
 	if r.place < 0 {
-		if e := s.admitBlocked(r.hash, now); e < 0 {
+		if r.place = s.admitBlocked(r.hash, now); r.place < 0 {
 			s.blocks.raise(r.hash, until)
 			return
-		} else {
-			r.place = e
 		}
 	}
 	s.table.meta[r.place] = meta{guard: until, since: since}

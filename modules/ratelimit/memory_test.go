@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strconv"
 	"testing"
 	"time"
 
@@ -79,7 +80,7 @@ func TestNoWindowAdmitsMore(t *testing.T) {
 					for range cost {
 						events[key] = append(events[key], now)
 					}
-				} else if v.Wait <= 0 {
+				} else if v.Wait <= 0 && cost <= l.Capacity() {
 					t.Fatalf("seed %d: refused without a time to wait: %+v", seed, v)
 				}
 			}
@@ -97,7 +98,7 @@ func TestFreshBurst(t *testing.T) {
 	for range 300 {
 		l := randomLimit(r)
 		m := testCounters(t, 1<<20, false, l)
-		now := int64(start + r.Int64N(1e12))
+		now := start + r.Int64N(1e12)
 		for i := range l.Capacity() {
 			if v := m.take(ask(7, 1), now+int64(i)); !v.Allowed || v.Remaining != l.Capacity()-i-1 {
 				t.Fatalf("%+v: event %d: %+v", l, i, v)
@@ -117,7 +118,7 @@ func TestWaitIsTrue(t *testing.T) {
 		r := rand.New(rand.NewPCG(seed, 3))
 		l := randomLimit(r)
 		m := testCounters(t, 1<<20, false, l)
-		now := int64(start + r.Int64N(1e12))
+		now := start + r.Int64N(1e12)
 		var v Verdict
 		cost := 1 + r.IntN(min(l.Capacity(), 3))
 		for v = m.take(ask(1, cost), now); v.Allowed; v = m.take(ask(1, cost), now) {
@@ -253,6 +254,41 @@ func TestPenalty(t *testing.T) {
 	}
 }
 
+// TestPenaltyNotForReservations: a key that is refused because of what may never
+// count is not blocked, and nobody knows how long it has to wait.
+func TestPenaltyNotForReservations(t *testing.T) {
+	m := testCounters(t, 1<<20, false, Limit{Events: 2, Window: time.Minute, Penalty: time.Hour})
+	var held []*Ask
+	for range 2 {
+		a := ask(1, 1)
+		a.Reserve = true
+		m.take(a, start)
+		held = append(held, a)
+	}
+	if v := m.take(ask(1, 1), start); v.Allowed || v.Reason != OverRate || v.Wait != 0 {
+		t.Errorf("%+v, want a refusal for an unknown time", v)
+	}
+	for _, a := range held {
+		m.done(a, false, start)
+	}
+	if v := m.take(ask(1, 2), start); !v.Allowed {
+		t.Errorf("blocked by what did not count: %+v", v)
+	}
+	if v := m.take(ask(1, 1), start); v.Wait != time.Hour {
+		t.Errorf("%+v, want a block", v)
+	}
+}
+
+// TestCostAboveCapacity: no wait makes room for a request that never fits.
+func TestCostAboveCapacity(t *testing.T) {
+	for _, algorithm := range []Algorithm{SlidingWindow, TokenBucket} {
+		m := testCounters(t, 1<<20, false, Limit{Algorithm: algorithm, Events: 2, Window: time.Minute})
+		if v := m.take(ask(1, 3), start); v.Allowed || v.Wait != 0 {
+			t.Errorf("%+v", v)
+		}
+	}
+}
+
 // TestPenaltyOutlivesEviction: a block that has no record stays in the sketch.
 func TestPenaltyOutlivesEviction(t *testing.T) {
 	l := Limit{Events: 1, Window: time.Second, Penalty: time.Hour}
@@ -342,7 +378,7 @@ func TestInflightReturnsToZero(t *testing.T) {
 func TestTop(t *testing.T) {
 	m := testCounters(t, 1<<20, false, Limit{Events: 1 << 20, Window: time.Hour})
 	for i := range uint64(100_000) {
-		m.take(&Ask{Keys: []Key{{Hash: mix(i), Text: fmt.Sprint(i)}}, Cost: 1}, start)
+		m.take(&Ask{Keys: []Key{{Hash: mix(i), Text: strconv.FormatUint(i, 10)}}, Cost: 1}, start)
 		if i%10 == 0 {
 			heavy := i / 10 % 3
 			m.take(&Ask{Keys: []Key{{Hash: mix(1e9 + heavy), Text: fmt.Sprint("heavy", heavy)}}, Cost: 1 + int(heavy)}, start)

@@ -51,7 +51,6 @@ func newRedisLevel(l Limit) redisLevel {
 			capacity: l.Capacity(),
 			rate:     rate.Limit(float64(l.Events) / l.Window.Seconds()),
 			interval: float64(l.Window.Microseconds()) / float64(l.Events),
-			window:   l.Window.Microseconds(),
 		}
 		perSecond = float64(level.bucket.rate)
 	default:

@@ -117,7 +117,7 @@ func TestStateIsShared(t *testing.T) {
 		"mode":       func(z *Zone) { z.Mode = modeShadow },
 		"cost":       func(z *Zone) { z.Cost = "2" },
 		"log_keys":   func(z *Zone) { z.LogKeys = true },
-		"defaults":   func(z *Zone) { z.Mode, z.Algorithm, z.MaxWaiting = modeEnforce, algorithmSliding, defaultMaxWaiting },
+		"defaults":   func(z *Zone) { z.Mode, z.Algorithm = modeEnforce, algorithmSliding },
 		"key, level": func(z *Zone) { z.Keys[0].Times = 1 },
 	} {
 		if newHandler(t, zone(change)).zones[0].state != first {

@@ -73,6 +73,12 @@ type Report struct {
 	Failures  uint64 // decisions that could not be made
 }
 
+// Foreteller is implemented by counters that can tell at no cost how long it
+// takes at least until a number of events have room.
+type Foreteller interface {
+	Wait(a *Ask, events int) time.Duration
+}
+
 // maxLevels bounds the keys of a zone.
 const maxLevels = 4
 

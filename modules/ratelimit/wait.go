@@ -20,7 +20,7 @@ func (z *Zone) decide(ctx context.Context, a *Ask) (v Verdict, waited time.Durat
 		return z.wait(ctx, a, nil)
 	}
 	v = s.take(ctx, a)
-	if v.Allowed || !waits || z.patience(v.Reason) == 0 {
+	if v.Allowed || !waits || z.patience(v.Reason) == 0 || v.Reason == OverRate && a.Cost > v.Limit {
 		return v, 0, nil
 	}
 	return z.wait(ctx, a, &v)
@@ -54,10 +54,10 @@ func (z *Zone) patience(r Reason) time.Duration {
 func (z *Zone) wait(ctx context.Context, a *Ask, refused *Verdict) (v Verdict, waited time.Duration, err error) {
 	s := z.state
 	arrived := time.Now()
-	if refused != nil && refused.Wait > z.patience(refused.Reason) {
-		return *refused, 0, nil
+	if refused == nil && !z.hopeful(a) || refused != nil && refused.Wait > z.patience(refused.Reason) {
+		return z.behind(ctx, a, refused), 0, nil
 	}
-	w := s.line.join(a.Keys[0].Hash, z.room(refused))
+	w := s.line.join(a.Keys[0].Hash, a.Cost, z.room(refused))
 	if w == nil {
 		return z.behind(ctx, a, refused), 0, nil
 	}
@@ -78,9 +78,10 @@ func (z *Zone) wait(ctx context.Context, a *Ask, refused *Verdict) (v Verdict, w
 				return v, 0, nil
 			}
 			pause = patience
-			if v.Reason == OverRate {
+			switch {
+			case v.Wait > 0:
 				pause = time.Since(arrived) + v.Wait
-			} else if s.polls {
+			case s.polls:
 				pause = min(pause, time.Since(arrived)+polling)
 			}
 		}
@@ -95,6 +96,16 @@ func (z *Zone) wait(ctx context.Context, a *Ask, refused *Verdict) (v Verdict, w
 		case <-timer.C:
 		}
 	}
+}
+
+// hopeful tells whether a request that comes behind others may get its turn in
+// time, as far as the counters can tell.
+func (z *Zone) hopeful(a *Ask) bool {
+	f, ok := z.state.counters.(Foreteller)
+	if !ok || z.Delay == 0 || z.Queue != nil {
+		return true
+	}
+	return f.Wait(a, z.state.line.ahead(a.Keys[0].Hash)+a.Cost) <= time.Duration(z.Delay)
 }
 
 // room is how many requests of a key may wait.

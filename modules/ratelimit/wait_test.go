@@ -291,7 +291,7 @@ func TestDelay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		z := textZone("wait-delay")
 		z.Algorithm, z.Events, z.Burst, z.Window = algorithmBucket, 10, 1, caddy.Duration(10*time.Second)
-		z.Delay = caddy.Duration(3500 * time.Millisecond)
+		z.Delay = caddy.Duration(4500 * time.Millisecond)
 		c := newCrowd(newHandler(t, z))
 		for _, name := range []string{"a", "b", "c", "d", "e"} {
 			c.arrive(name, "k")
@@ -333,6 +333,30 @@ func TestDelayTooLong(t *testing.T) {
 		c.finish("c")
 		quiet(t, z)
 	})
+}
+
+// TestDelayBehind: a request that could not pass in time behind those that wait
+// is refused at once, too.
+func TestDelayBehind(t *testing.T) {
+	for _, algorithm := range []string{algorithmSliding, algorithmBucket} {
+		synctest.Test(t, func(t *testing.T) {
+			z := textZone("wait-delay-behind")
+			z.Algorithm, z.Events, z.Burst, z.Window = algorithm, 1, 0, caddy.Duration(time.Second)
+			z.Delay = caddy.Duration(2500 * time.Millisecond)
+			c := newCrowd(newHandler(t, z))
+			for _, name := range []string{"a", "b", "c", "d"} {
+				c.arrive(name, "k")
+			}
+			c.expectEnd(t, "d", ending{http.StatusTooManyRequests, 0})
+			time.Sleep(2100 * time.Millisecond)
+			c.expectServed(t, "a", "b", "c")
+			for _, name := range c.served {
+				close(c.doors[name])
+			}
+			synctest.Wait()
+			quiet(t, z)
+		})
+	}
 }
 
 // TestDelayBound: whatever happens, nobody is held longer than max_wait.

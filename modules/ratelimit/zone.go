@@ -108,7 +108,8 @@ type Zone struct {
 	CountWhen *CountWhen `json:"count_when,omitempty"`
 
 	// How long a key that goes over `events` is blocked; each request in
-	// that time lets the block begin anew. Default: 0, it is not blocked.
+	// that time lets the block begin anew. Default: 0, it is not blocked. What
+	// is only reserved blocks nobody in memory; on Redis it counts like the rest.
 	Penalty caddy.Duration `json:"penalty,omitempty"`
 
 	// The longest that a block may grow to. Default: 0, without end.
@@ -120,7 +121,7 @@ type Zone struct {
 
 	// Whether routes that use this zone's name share its counts: `zone` (the
 	// default) or `route`. A route is known by its server and its place among
-	// the ratelimit handlers there.
+	// the ratelimit handlers there; in named routes that may change at a reload.
 	Scope string `json:"scope,omitempty"`
 
 	// What happens to requests whose key is empty or has a placeholder that
@@ -146,7 +147,9 @@ type Zone struct {
 
 // Queue is how requests wait for others of their key to end.
 type Queue struct {
-	// How many requests of a key may wait.
+	// How many requests of a key may wait. Where the zone has delay too, this
+	// is for those that come when nobody waits; behind others, only max_waiting
+	// is the bound.
 	Size int `json:"size"`
 
 	// How long each may wait before it is refused.
@@ -197,7 +200,7 @@ func (z *Zone) setDefaults() {
 	z.Scope = or(z.Scope, scopeZone)
 	z.Algorithm = or(z.Algorithm, algorithmSliding)
 	z.OnEmptyKey = or(z.OnEmptyKey, emptySkip)
-	if z.MaxWaiting == 0 {
+	if z.MaxWaiting == 0 && z.waits() {
 		z.MaxWaiting = defaultMaxWaiting
 	}
 	for _, k := range z.Keys {
@@ -264,6 +267,8 @@ func (z *Zone) checkRate() error {
 	case z.Events > 0:
 	case z.Burst > 0:
 		return errors.New("burst needs a rate")
+	case z.Algorithm == algorithmBucket:
+		return errors.New("algorithm needs a rate")
 	case z.Window != 0:
 		return errors.New("a window needs events")
 	case z.Penalty != 0:
@@ -286,8 +291,10 @@ func (z *Zone) checkWaiting() error {
 		return fmt.Errorf("the longest penalty %v is shorter than the penalty %v", time.Duration(z.MaxPenalty), time.Duration(z.Penalty))
 	case z.Delay > 0 && z.Penalty > 0:
 		return errors.New("delay and penalty exclude each other: a key that waits is not over its limit")
-	case z.MaxWaiting < 1 || z.MaxWaiting > maxNumber:
+	case z.MaxWaiting < 0 || z.MaxWaiting > maxNumber:
 		return fmt.Errorf("max_waiting %d: must be from 1 to %d", z.MaxWaiting, maxNumber)
+	case z.MaxWaiting > 0 && !z.waits():
+		return errors.New("max_waiting needs delay or queue")
 	case z.Queue == nil:
 		return nil
 	case z.Inflight == 0:
@@ -358,11 +365,11 @@ func or(value, otherwise string) string {
 	return value
 }
 
-func checkWord(option_, value string, words ...string) error {
+func checkWord(name, value string, words ...string) error {
 	if value == "" || slices.Contains(words, value) {
 		return nil
 	}
-	return fmt.Errorf("%s %q: must be %s", option_, value, option.Choice(words))
+	return fmt.Errorf("%s %q: must be %s", name, value, option.Choice(words))
 }
 
 func checkRange(name string, value, most int) error {
