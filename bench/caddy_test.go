@@ -53,14 +53,15 @@ func (*next) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Ha
 	return next.ServeHTTP(w, r)
 }
 
-// globals is the head of the configuration: no admin endpoint, no TLS, no log.
+// globals is the head of the configuration: no admin endpoint, no TLS, and a log
+// of a level that goes nowhere.
 const globals = `{
 	admin off
 	persist_config off
 	auto_https off
 	log {
 		output discard
-		level ERROR
+		level %s
 	}
 }
 `
@@ -89,10 +90,16 @@ type site struct {
 // not Caddy's: it is the upstream itself.
 func serve(tb testing.TB, variants []variant) []*site {
 	tb.Helper()
+	return serveLogging(tb, "ERROR", variants)
+}
+
+// serveLogging is serve with a level of the log.
+func serveLogging(tb testing.TB, level string, variants []variant) []*site {
+	tb.Helper()
 	upstream := listenUpstream(tb)
 	sites := []*site{newSite(variant{name: "upstream"}, upstream)}
 	var text strings.Builder
-	text.WriteString(globals)
+	fmt.Fprintf(&text, globals, level)
 	for _, v := range variants {
 		s := newSite(v, freeAddr(tb))
 		_, port, _ := net.SplitHostPort(s.addr)

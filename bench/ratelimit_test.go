@@ -138,20 +138,24 @@ func warm(allow limiter, texts []string) limiter {
 // handlers are both handlers with the same limit per X-Key.
 var handlers = []struct {
 	name string
-	make func(tb testing.TB, events int) caddyhttp.MiddlewareHandler
+	make func(tb testing.TB, events int, window time.Duration) caddyhttp.MiddlewareHandler
 }{
-	{"gatehouse", func(tb testing.TB, events int) caddyhttp.MiddlewareHandler {
+	{"gatehouse", func(tb testing.TB, events int, window time.Duration) caddyhttp.MiddlewareHandler {
 		tb.Helper()
 		return provisioned(tb, &ratelimit.Handler{Zones: []*ratelimit.Zone{{
 			Name: "bench", Keys: []*ratelimit.KeyLevel{{Text: "{http.request.header.X-Key}"}},
-			Events: events, Window: caddy.Duration(time.Hour),
+			Events: events, Window: caddy.Duration(window),
 		}}})
 	}},
-	{"caddy-ratelimit", func(tb testing.TB, events int) caddyhttp.MiddlewareHandler {
+	{"caddy-ratelimit", func(tb testing.TB, events int, window time.Duration) caddyhttp.MiddlewareHandler {
 		tb.Helper()
-		return provisioned(tb, &peer.Handler{RateLimits: map[string]*peer.RateLimit{"bench": {
-			Key: "{http.request.header.X-Key}", MaxEvents: events, Window: caddy.Duration(time.Hour),
-		}}})
+		h := &peer.Handler{RateLimits: map[string]*peer.RateLimit{"bench": {
+			Key: "{http.request.header.X-Key}", MaxEvents: events, Window: caddy.Duration(window),
+		}}}
+		if window < time.Minute {
+			h.SweepInterval = caddy.Duration(window) // default: a minute
+		}
+		return provisioned(tb, h)
 	}},
 }
 
@@ -223,7 +227,7 @@ func BenchmarkRatelimitHandler(b *testing.B) {
 				runtime.GC()
 			}
 			b.Run(name+"/serial", func(b *testing.B) {
-				h := hc.make(b, events)
+				h := hc.make(b, events, time.Hour)
 				fill(h)
 				c := newCaller(h)
 				b.ReportAllocs()
@@ -233,7 +237,7 @@ func BenchmarkRatelimitHandler(b *testing.B) {
 				}
 			})
 			b.Run(name+"/parallel", func(b *testing.B) {
-				h := hc.make(b, events)
+				h := hc.make(b, events, time.Hour)
 				fill(h)
 				b.ReportAllocs()
 				b.ResetTimer()
@@ -249,13 +253,13 @@ func BenchmarkRatelimitHandler(b *testing.B) {
 }
 
 // BenchmarkRatelimitMemory measures what a million keys keep on the heap, and by how
-// much the process grows with ten million. It takes one round, whatever b.N.
+// much the process grows with ten million. Run it with -benchtime 1x.
 func BenchmarkRatelimitMemory(b *testing.B) {
 	for _, hc := range handlers {
 		for _, events := range []int{10, 100} {
 			b.Run(fmt.Sprintf("handler=%s/events=%d", hc.name, events), func(b *testing.B) {
 				before := liveHeap()
-				h := hc.make(b, events)
+				h := hc.make(b, events, time.Hour)
 				c := newCaller(h)
 				send := func(from, to int) {
 					for i := from; i < to; i++ {
@@ -267,14 +271,38 @@ func BenchmarkRatelimitMemory(b *testing.B) {
 				b.ReportMetric(float64(live), "live-B")
 				b.ReportMetric(float64(live)/manyKeys, "B/key")
 				if hc.name == "gatehouse" {
+					send(0, manyKeys) // what the runtime needs for so many calls is not the keys'
 					resident := residentSet()
 					send(manyKeys, 10*manyKeys)
 					b.ReportMetric(float64(residentSet()-resident), "RSS-growth-B")
+					b.ReportMetric(float64(liveHeap()-before-live), "live-growth-B")
 				}
 				runtime.KeepAlive(h)
 				b.ReportMetric(0, "ns/op")
 			})
 		}
+	}
+}
+
+// BenchmarkRatelimitStall measures the longest call while a million keys come and
+// go: windows of a second, and calls for b.N seconds.
+func BenchmarkRatelimitStall(b *testing.B) {
+	for _, hc := range handlers {
+		b.Run("handler="+hc.name, func(b *testing.B) {
+			h := hc.make(b, 10, time.Second)
+			c := newCaller(h)
+			texts := keyTexts()
+			var longest time.Duration
+			b.ResetTimer()
+			end := time.Now().Add(time.Duration(b.N) * time.Second)
+			for i, last := 0, time.Now(); last.Before(end); i++ {
+				c.call(texts[scatter(i, manyKeys)])
+				now := time.Now()
+				longest, last = max(longest, now.Sub(last)), now
+			}
+			b.ReportMetric(0, "ns/op")
+			b.ReportMetric(float64(longest.Microseconds())/1000, "longest-ms")
+		})
 	}
 }
 
@@ -341,22 +369,25 @@ func BenchmarkPeerPaired(b *testing.B) {
 
 const answered = `respond "no" 200`
 
-// refusalVariants are pairs: a request that is allowed and answered, and the same
-// refused, without and with handle_errors.
+// refusalVariants are a request that is allowed and answered, and the same
+// refused, without and with handle_errors; stock-error is Caddy's own `error`,
+// with no limit at all.
 var refusalVariants = []variant{
 	{name: "allowed", handlers: ratelimitBlock("yes", "all", plenty), answer: answered},
 	{name: "allowed-again", handlers: ratelimitBlock("yes2", "all", plenty), answer: answered},
 	{name: "refused", handlers: ratelimitBlock("no", "all", 1), answer: answered, status: 429},
 	{name: "refused-handled", handlers: ratelimitBlock("no2", "all", 1), answer: answered + "\nhandle_errors {\nrespond \"no\" 429\n}", status: 429},
+	{name: "stock-error", answer: "error no 429", status: 429},
+	{name: "stock-error-handled", answer: "error no 429\nhandle_errors {\nrespond \"no\" 429\n}", status: 429},
 	{name: "peer-allowed", handlers: peerBlock("peer-yes", "all", 1_000_000, "1s"), answer: answered},
 	{name: "peer-refused", handlers: peerBlock("peer-no", "all", 1, "1h"), answer: answered, status: 429},
 	{name: "peer-refused-handled", handlers: peerBlock("peer-no2", "all", 1, "1h"), answer: answered + "\nhandle_errors {\nrespond \"no\" 429\n}", status: 429},
 }
 
 // BenchmarkRefusalPaired compares what a refusal costs with the request allowed
-// and answered by `respond 200`.
+// and answered by `respond 200`, with Caddy's default level of the log.
 func BenchmarkRefusalPaired(b *testing.B) {
-	sites := serve(b, refusalVariants)[1:]
+	sites := serveLogging(b, "INFO", refusalVariants)[1:]
 	for _, s := range sites {
 		if s.status == http.StatusTooManyRequests { // use up the one event
 			c, err := s.take()
@@ -370,7 +401,7 @@ func BenchmarkRefusalPaired(b *testing.B) {
 	for i, s := range sites {
 		base := sites[0]
 		if strings.HasPrefix(s.name, "peer-") {
-			base = sites[4]
+			base = sites[6]
 		}
 		if i != 0 && s != base {
 			b.Run("variant="+s.name, func(b *testing.B) { paired(b, base, s) })
