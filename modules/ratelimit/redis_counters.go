@@ -36,6 +36,7 @@ type redisCounters struct {
 type redisLevel struct {
 	limit  Limit
 	args   []string
+	record string // end of the name of a record
 	grid   grid
 	bucket *buckets // to measure tokens with; nil for a sliding window
 }
@@ -53,9 +54,11 @@ func newRedisLevel(l Limit) redisLevel {
 			interval: float64(l.Window.Microseconds()) / float64(l.Events),
 		}
 		perSecond = float64(level.bucket.rate)
+		level.record = ":bucket"
 	default:
 		algorithm = "1"
 		level.grid = newGrid(l)
+		level.record = ":window" + strconv.FormatInt(level.grid.quantum, 10)
 	}
 	level.args = []string{
 		algorithm,

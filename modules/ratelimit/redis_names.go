@@ -14,8 +14,10 @@ import (
 
 // redisNames names the keys of a zone in Redis:
 //
-//	<prefix>{<zone>[/<route>]:<tag>}:<level>[:<key>][:inflight]
+//	<prefix>{<zone>[/<route>]:<tag>}:<level>[:<key>]:<window<quantum>|bucket|inflight>
 //
+// The quantum is that of the grid on which a window counts: a record of one
+// grid says nothing on another, so a zone whose window was changed counts anew.
 // A client prefix is written in clear, any other key as its SHA-256. The braces
 // are the hash tag that tells a cluster where a key lives. In a cluster the tag
 // is the key of the coarsest level, which all keys of one decision share; else
@@ -63,7 +65,7 @@ func (n *redisNames) name(tag, text string, level int) string {
 // appendTo appends the keys that the script wants for a level.
 func (l *redisLevel) appendTo(keys []string, name string) []string {
 	if l.limit.Events > 0 {
-		keys = append(keys, name)
+		keys = append(keys, name+l.record)
 	}
 	if l.limit.Inflight > 0 {
 		keys = append(keys, name+":inflight")

@@ -397,7 +397,7 @@ func TestRedisKeys(t *testing.T) {
 			t.Errorf("key %q", key)
 		}
 	}
-	for _, want := range []string{"mine:{a%7Bb%7D%3Ac/r%7D1:2001:db8::/64}:0", "mine:{a%7Bb%7D%3Ac/r%7D1:2001:db8::/64}:0:inflight"} {
+	for _, want := range []string{"mine:{a%7Bb%7D%3Ac/r%7D1:2001:db8::/64}:0:window3515625", "mine:{a%7Bb%7D%3Ac/r%7D1:2001:db8::/64}:0:inflight"} {
 		if !slices.Contains(keys, want) {
 			t.Errorf("no key %s in %q", want, keys)
 		}
