@@ -134,13 +134,11 @@ func (k *KeyLevel) prefix(addr netip.Addr) Key {
 		bits = k.IPv4Prefix
 	}
 	p := netip.PrefixFrom(addr, bits).Masked()
-	var b [18]byte
+	// IPv4 stands where mapped addresses do, and no IPv6 address is there anymore
+	var b [17]byte
 	a16 := p.Addr().As16()
 	copy(b[:], a16[:])
 	b[16] = byte(bits)
-	if addr.Is4() {
-		b[17] = 4
-	}
 	return Key{Prefix: p, Hash: nonzero(maphash.Bytes(hashSeed, b[:]))}
 }
 
