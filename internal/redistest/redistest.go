@@ -18,7 +18,7 @@ import (
 // patience is generous, because a server may start beside a compiler that keeps every core busy.
 const patience = time.Minute
 
-// Server is a redis-server, or a redis-sentinel.
+// Server is a redis-server, or a sentinel.
 type Server struct {
 	Addr, Host, Port string
 
@@ -78,11 +78,11 @@ func (s *Server) Replica(args ...string) *Server {
 	return Start(s.t, append([]string{"--replicaof", s.Host + " " + s.Port}, args...)...)
 }
 
-// Sentinel runs a redis-sentinel that watches the server under a name, alone in
+// Sentinel runs a sentinel that watches the server under a name, alone in
 // its decisions, and fails over after a second.
 func (s *Server) Sentinel(name string) *Server {
 	s.t.Helper()
-	sentinel := newServer(s.t, "redis-sentinel", Free(s.t))
+	sentinel := newServer(s.t, "redis-server", Free(s.t)) // Debian's redis-sentinel is a link to it
 	config := filepath.Join(sentinel.dir, "sentinel.conf")
 	lines := []string{
 		"port " + sentinel.Port,
@@ -95,7 +95,7 @@ func (s *Server) Sentinel(name string) *Server {
 	if err := os.WriteFile(config, []byte(strings.Join(lines, "\n")+"\n"), 0o600); err != nil {
 		s.t.Fatal(err)
 	}
-	sentinel.command = []string{sentinel.command[0], config}
+	sentinel.command = []string{sentinel.command[0], config, "--sentinel"}
 	sentinel.run()
 	return sentinel
 }
