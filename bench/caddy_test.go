@@ -10,12 +10,13 @@ import (
 	"strings"
 	"testing"
 
+	_ "github.com/mholt/caddy-ratelimit"
+
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	_ "github.com/caddyserver/caddy/v2/modules/standard"
-	_ "github.com/mholt/caddy-ratelimit"
 
 	_ "github.com/caddy-gatehouse/gatehouse"
 )

@@ -19,11 +19,12 @@ import (
 	"testing"
 	"time"
 
-	"github.com/caddyserver/caddy/v2"
-	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	peer "github.com/mholt/caddy-ratelimit"
 	"go.uber.org/zap"
 	"golang.org/x/time/rate"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
 	"github.com/caddy-gatehouse/gatehouse/modules/ratelimit"
 )
