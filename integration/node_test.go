@@ -111,8 +111,13 @@ func startNode(t *testing.T, config string) *node {
 	return n
 }
 
+// config puts the addresses in, and the usual head in front of a configuration
+// without one of its own.
 func (n *node) config(config string) string {
-	return strings.NewReplacer("{addr}", n.addr, "{admin}", n.admin).Replace(nodeGlobals + config)
+	if !strings.HasPrefix(config, "{\n") {
+		config = nodeGlobals + config
+	}
+	return strings.NewReplacer("{addr}", n.addr, "{admin}", n.admin).Replace(config)
 }
 
 // stop asks the process to end, and kills it when it does not.
