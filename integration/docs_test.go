@@ -152,17 +152,21 @@ func TestDocumentedJSONEqualsCaddyfile(t *testing.T) {
 // example runs a configuration of the folder examples on ports of its own.
 func example(t *testing.T, name string) *site {
 	t.Helper()
+	return exampleBefore(t, name, freeAddr(t))
+}
+
+// exampleBefore is example with an address in the place of its port 8081.
+func exampleBefore(t *testing.T, name, upstream string) *site {
+	t.Helper()
 	t.Chdir("..")
 	content, err := os.ReadFile(filepath.Join("examples", name, "Caddyfile"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	s := &site{t: t, addr: freeAddr(t), logs: newLogbook()}
-	_, port, _ := net.SplitHostPort(s.addr)
-	_, upstreamPort, _ := net.SplitHostPort(freeAddr(t))
 	text := strings.NewReplacer(
 		"admin localhost:2019", "admin off\npersist_config off",
-		"localhost:8080", "127.0.0.1:"+port, "localhost:8081", "127.0.0.1:"+upstreamPort, "localhost:*", "127.0.0.1:*",
+		"localhost:8080", s.addr, "localhost:8081", upstream, "localhost:*", "127.0.0.1:*",
 	).Replace(string(content))
 	doc, _, err := caddyconfig.GetAdapter("caddyfile").Adapt([]byte(text), map[string]any{"filename": name})
 	if err != nil {

@@ -18,7 +18,6 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
-	"github.com/caddyserver/caddy/v2/caddyconfig"
 )
 
 // The examples of docs/ratelimit.md are the folders of examples, word by word.
@@ -89,35 +88,8 @@ func TestRatelimitAdminAsDocumented(t *testing.T) {
 	}
 }
 
-// ratelimitExample runs an example, with an upstream of the test on its port
-// 8081 if there is one.
-func ratelimitExample(t *testing.T, name, upstream string) *site {
-	t.Helper()
-	if upstream == "" {
-		return example(t, name)
-	}
-	content, err := os.ReadFile(filepath.Join("..", "examples", name, "Caddyfile"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := &site{t: t, addr: freeAddr(t), logs: newLogbook()}
-	text := strings.NewReplacer(
-		"admin localhost:2019", "admin off\npersist_config off",
-		"localhost:8080", s.addr, "localhost:8081", upstream,
-	).Replace(string(content))
-	doc, _, err := caddyconfig.GetAdapter("caddyfile").Adapt([]byte(text), map[string]any{"filename": name})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := caddy.Load(doc, true); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = caddy.Stop() })
-	return s
-}
-
 func TestExampleRatelimitLogin(t *testing.T) {
-	s := ratelimitExample(t, "ratelimit-login", "")
+	s := example(t, "ratelimit-login")
 	login := func(password string) (*http.Response, string) {
 		return s.do(http.MethodPost, "/login", nil, "X-Password", password)
 	}
@@ -143,7 +115,7 @@ func TestExampleRatelimitLogin(t *testing.T) {
 }
 
 func TestExampleRatelimitTiers(t *testing.T) {
-	s := ratelimitExample(t, "ratelimit-tiers", "")
+	s := example(t, "ratelimit-tiers")
 	for _, tt := range []struct {
 		key, tier string
 		limit     int
@@ -254,7 +226,7 @@ func released(t *testing.T, zone, key string) {
 }
 
 func TestExampleRatelimitWebsocket(t *testing.T) {
-	s := ratelimitExample(t, "ratelimit-websocket", echo(t))
+	s := exampleBefore(t, "ratelimit-websocket", echo(t))
 	var open []net.Conn
 	for i := range 3 {
 		conn, res := s.upgrade("alice")
@@ -300,7 +272,7 @@ func TestExampleRatelimitWebsocket(t *testing.T) {
 }
 
 func TestExampleRatelimitOrigin(t *testing.T) {
-	s := ratelimitExample(t, "ratelimit-origin", "")
+	s := example(t, "ratelimit-origin")
 	for range 20 {
 		if res, body := s.get("/cached/x"); res.StatusCode != 200 || body != "from the cache" {
 			t.Fatalf("got %d %q", res.StatusCode, body)

@@ -157,6 +157,21 @@ func TestLateness(t *testing.T) {
 	}
 }
 
+// TestFullRecord: an event for which a record has no run of its own is counted
+// with the newest one, and nothing is forgotten early.
+func TestFullRecord(t *testing.T) {
+	l := Limit{Events: 3, Window: time.Minute}
+	for quantum, want := range map[int64]int{0: 4, 1: 3, 2: 2, 3: 2, 4: 0} {
+		c := newRuns[uint8](1<<12, 1, l, newGrid(l))
+		for q := range int64(4) {
+			c.add(0, 1000+q, 1)
+		}
+		if got := c.expire(0, 1000+c.grid.span+quantum); got != want {
+			t.Errorf("%d quanta after the window: %d events, want %d", quantum, got, want)
+		}
+	}
+}
+
 // TestHeavyHitterStaysRefused: whatever other keys do, a key over its limit has
 // no more than its limit.
 func TestHeavyHitterStaysRefused(t *testing.T) {
